@@ -1,0 +1,1 @@
+from callbacks import *  # the folder beside this one, imported as toolkit.callbacks

@@ -1,0 +1,388 @@
+"""The command line: `toolkit.fit` and `toolkit.select`, on LightningCLI."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning.pytorch as L  # noqa: N812
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from toolkit import cache
+from toolkit.distributed import on_rank_zero, world
+from toolkit.fingerprint import dataset_fingerprint, settings_hash
+from toolkit.representations import FeatureExtractor
+from toolkit.selection import Selection
+from toolkit.validation import shorten
+
+log = logging.getLogger(__name__)
+
+#: Trainer options that change nothing about the weights that come out.
+_COSMETIC = (
+    "logger",
+    "callbacks",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "enable_checkpointing",
+    "log_every_n_steps",
+    "profiler",
+    "fast_dev_run",
+)
+
+
+@dataclass
+class BaselineConfig:
+    """Where the weights come from that turn images into features.
+
+    Args:
+        checkpoint: A file of weights: a Lightning checkpoint or a state dict. Without it the baseline is trained on the
+            full training set first, and kept in the cache folder for next time.
+        model: The baseline's model; the one that is trained if None.
+        trainer: Trainer options in which training the baseline differs, such as `max_epochs`.
+    """
+
+    checkpoint: str | None = None
+    model: L.LightningModule | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One training run and what came of it."""
+
+    title: str
+    n_images: int
+    epoch_seconds: float | None
+    score: dict[str, float]
+    folder: str | None = None
+
+    def row(self) -> tuple[str, ...]:
+        """The run as a row of the summary's table."""
+        seconds = "not measured" if self.epoch_seconds is None else f"{self.epoch_seconds:.2f}"
+        score = ", ".join(f"{name} {value:.4f}" for name, value in self.score.items()) or "not measured"
+        return self.title, str(self.n_images), seconds, score
+
+
+class ToolkitCLI(LightningCLI):
+    """LightningCLI with a section `baseline`, an option `control`, and config files found by name."""
+
+    def __init__(self, args: Sequence[str] | None = None, for_select: bool = False) -> None:
+        self.for_select = for_select
+        given = list(sys.argv[1:] if args is None else args)
+        resolved = resolve_configs(given)
+        if args is None:
+            # Processes that Lightning starts for a distributed run repeat this command line, maybe in another folder.
+            sys.argv[1:] = resolved
+        super().__init__(
+            save_config_kwargs={"overwrite": True},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            parser_kwargs={"prog": "python -m toolkit." + ("select" if for_select else "fit")},
+            args=resolved,
+            run=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; the warning that it was given as a list does not apply here."""
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what the toolkit has beyond LightningCLI."""
+        parser.add_class_arguments(BaselineConfig, "baseline")
+        if self.for_select:
+            parser.add_argument("--output", type=str, required=True, help="The folder to write the selection into.")
+        else:
+            parser.add_argument("--ckpt_path", type=str | None, default=None, help="A checkpoint to resume from.")
+        parser.add_argument(
+            "--control",
+            type=Literal["random", "balanced"] | None,
+            default=None,
+            help="Also train on a random subset of the same size: `random`, or `balanced` over the classes.",
+        )
+
+    def plain_config(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        dumped = self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="yaml")
+        return cast("dict[str, Any]", yaml.safe_load(dumped))
+
+    def build(self, title: str, data: Any, trainer: Mapping[str, Any]) -> tuple[L.LightningModule, Any, L.Trainer]:
+        """A fresh model, data module and trainer from this configuration, with other data and trainer options.
+
+        Args:
+            title: Names the sub-folder for logs and checkpoints.
+            data: The data module's configuration.
+            trainer: Trainer options that differ.
+        """
+        config = self.config.clone()
+        config["data"] = data
+        root = Path(config.trainer.default_root_dir or ".") / title
+        changes = {"trainer": {**trainer, "default_root_dir": str(root)}}
+        config = self.parser.parse_object(changes, cfg_base=config)
+        self.seed()
+        built = self.parser.instantiate_classes(config)
+        options = {**built["trainer"]}
+        options["callbacks"] = [*(options.get("callbacks") or [])]
+        return built["model"], built["data"], L.Trainer(**options)
+
+    def seed(self) -> None:
+        """Seed everything anew, so that a run does not depend on what was run before it."""
+        if self.config["seed_everything"] is not False:
+            L.seed_everything(self.config["seed_everything"], workers=True, verbose=False)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The experiments that come with the toolkit: file name to path."""
+    spec = importlib.import_module("toolkit.configs")
+    return {path.name: path for path in sorted(Path(str(spec.__file__)).parent.glob("*.yaml"))}
+
+
+def resolve_configs(args: Sequence[str]) -> list[str]:
+    """Command-line arguments with each config's bare name replaced by its path: here, or among the shipped ones.
+
+    Raises:
+        SystemExit: With the names that exist, if a config does not.
+    """
+    result = list(args)
+    for place, argument in enumerate(result):
+        flag, equals, value = argument.partition("=")
+        if flag not in {"--config", "-c"}:
+            continue
+        target = place if equals else place + 1
+        name = value if equals else result[target] if target < len(result) else ""
+        if not name or name.startswith("{") or Path(name).is_file():
+            continue
+        shipped = shipped_configs()
+        found = shipped.get(name) or shipped.get(f"{name}.yaml")
+        if found is None:
+            sys.exit(
+                f"error: `--config` must be a file, or one of the shipped {', '.join(shipped)}, got {name!r}, "
+                "which is neither."
+            )
+        result[target] = f"{flag}={found}" if equals else str(found)
+    return result
+
+
+def fit(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Prune the training set, train on what is left, and print what was gained and lost.
+
+    Args:
+        args: Command-line arguments; those of the process if None.
+
+    Returns:
+        The summary that is also written to `summary.json`.
+    """
+    cli = ToolkitCLI(args)
+    model, datamodule, trainer = cli.model, cli.datamodule, cli.trainer
+    timer = _epoch_timer(trainer)
+    resumed = cli.config.get("ckpt_path")
+    runs: list[Run] = []
+    if _needs_baseline(datamodule) and not (resumed and _carries_selection(resumed)):
+        runs.append(_supply_baseline(cli, datamodule))
+    cli.seed()
+    trainer.fit(model, datamodule=datamodule, ckpt_path=resumed)
+    selection = _selection_of(datamodule)
+    n_images = len(datamodule.train_dataloader().dataset) if selection is None else len(selection.kept)
+    title = "trained" if selection is None else "pruned"
+    runs.append(Run(title, n_images, _median(timer), _score(trainer, model, datamodule), _folder(trainer)))
+    if selection is not None and cli.config.get("control"):
+        runs.append(_control(cli, selection))
+    return on_rank_zero(lambda: _report(datamodule, selection, runs, Path(_folder(trainer) or ".")))
+
+
+def select(args: Sequence[str] | None = None) -> Selection:
+    """Choose the images of a training set and write the selection into a folder; train nothing but a missing baseline.
+
+    Args:
+        args: Command-line arguments; those of the process if None.
+    """
+    cli = ToolkitCLI(args, for_select=True)
+    datamodule, output = cli.datamodule, Path(cli.config["output"])
+    if not hasattr(datamodule, "selection"):
+        sys.exit(f"error: `data` must be a PrunedDataModule to select from, got {type(datamodule).__name__}.")
+    cache.check_writable(output, "output")
+    runs = [_supply_baseline(cli, datamodule)] if _needs_baseline(datamodule) else []
+    datamodule.trainer = cli.trainer
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    selection = cast("Selection", datamodule.selection)
+    selection.save(output)
+    _report(datamodule, selection, runs, output)
+    return selection
+
+
+def _by_class_path(class_path: str) -> Any:
+    """A class by its dotted name, as in a config: the core does not depend on the callbacks and data modules."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _epoch_timer(trainer: L.Trainer) -> Any:
+    """The trainer's epoch timer; added to it if it has none."""
+    kind = _by_class_path("toolkit.callbacks.EpochTimeMonitor")
+    found = next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+    if found is None:
+        found = kind()
+        trainer.callbacks.append(found)
+    return found
+
+
+def _median(timer: Any) -> float | None:
+    return statistics.median(timer.seconds) if timer.seconds else None
+
+
+def _folder(trainer: L.Trainer) -> str | None:
+    return trainer.log_dir or trainer.default_root_dir
+
+
+def _selection_of(datamodule: Any) -> Selection | None:
+    if not hasattr(datamodule, "selection") or getattr(datamodule, "selector", None) is None:
+        return None
+    return cast("Selection", datamodule.selection)
+
+
+def _extractor(datamodule: Any) -> FeatureExtractor | None:
+    """The feature extractor of the data module's selector, if it has one."""
+    representation = getattr(getattr(datamodule, "selector", None), "representation", None)
+    features = representation() if callable(representation) else None
+    return features if isinstance(features, FeatureExtractor) else None
+
+
+def _needs_baseline(datamodule: Any) -> bool:
+    extractor = _extractor(datamodule)
+    return extractor is not None and extractor.model is None
+
+
+def _carries_selection(ckpt_path: str) -> bool:
+    """Whether a checkpoint holds the selection that it was trained on."""
+    if not Path(ckpt_path).is_file():
+        return False
+    content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+    return any(isinstance(value, Mapping) and "selection" in value for value in content.values())
+
+
+def _supply_baseline(cli: ToolkitCLI, datamodule: Any) -> Run:
+    """Give the feature extractor its model and weights: from the checkpoint, from an earlier run, or trained now."""
+    extractor = _extractor(datamodule)
+    assert extractor is not None
+    baseline = cli.config_init["baseline"]
+    extractor.model = baseline.model if baseline.model is not None else cli.model
+    n_images = 0
+    if baseline.checkpoint is not None:
+        extractor.checkpoint = baseline.checkpoint
+        if not Path(baseline.checkpoint).expanduser().is_file():
+            sys.exit(f"error: `baseline.checkpoint` must be an existing file, got {baseline.checkpoint!r}.")
+        return Run("baseline (given)", n_images, None, {}, baseline.checkpoint)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    config = cli.plain_config()
+    trainer_options = {name: value for name, value in config["trainer"].items() if name not in _COSMETIC}
+    key = settings_hash(
+        {
+            "model": config["baseline"]["model"] or config["model"],
+            "data": config["data"]["init_args"]["datamodule"],
+            "trainer": {**trainer_options, **config["baseline"]["trainer"]},
+            "seed": config["seed_everything"],
+            "images": dataset_fingerprint(datamodule.datamodule.train_dataloader().dataset),
+        }
+    )
+    folder = on_rank_zero(lambda: cache.writable_folder("baselines", key[:32], getattr(datamodule, "cache_dir", None)))
+    weights, facts = folder / "baseline.ckpt", folder / "baseline.json"
+    if weights.is_file() and facts.is_file():
+        extractor.checkpoint = str(weights)
+        return Run(**json.loads(facts.read_text()))
+    rank_zero_info(f"No baseline yet: training it on the full set first. It is kept in {folder}.")
+    model, inner, trainer = cli.build(
+        "baseline", cli.config.data.init_args.datamodule, cli.config.baseline.trainer
+    )
+    timer = _epoch_timer(trainer)
+    model = baseline.model if baseline.model is not None else model
+    cli.seed()
+    trainer.fit(model, datamodule=inner)
+    run = Run("baseline (full set)", 0, _median(timer), _score(trainer, model, inner), str(weights))
+    run.n_images = len(inner.train_dataloader().dataset)
+    trainer.save_checkpoint(folder / "unfinished.ckpt", weights_only=True)
+
+    def keep() -> None:
+        (folder / "unfinished.ckpt").replace(weights)
+        facts.write_text(json.dumps(run.__dict__))
+
+    on_rank_zero(keep)
+    extractor.checkpoint = str(weights)
+    return run
+
+
+def _control(cli: ToolkitCLI, selection: Selection) -> Run:
+    """The same training on a random subset of the same size."""
+    config = copy.deepcopy(cli.config.data)
+    balance = "label" if cli.config["control"] == "balanced" else None
+    settings = {"n_images": len(selection.kept), "balance": balance, "seed": int(cli.config["seed_everything"])}
+    config.init_args.selector = Namespace(class_path="toolkit.RandomSelector", init_args=Namespace(**settings))
+    model, datamodule, trainer = cli.build("control", config, {})
+    timer = _epoch_timer(trainer)
+    cli.seed()
+    trainer.fit(model, datamodule=datamodule)
+    score = _score(trainer, model, datamodule)
+    return Run(f"control ({cli.config['control']})", len(selection.kept), _median(timer), score, _folder(trainer))
+
+
+def _score(trainer: L.Trainer, model: L.LightningModule, datamodule: Any) -> dict[str, float]:
+    """The trained model's metrics on the test set, else on the validation set, else none."""
+    for stage, run in (("test", trainer.test), ("validation", trainer.validate)):
+        hook = {"test": "test_dataloader", "validation": "val_dataloader"}[stage]
+        if is_overridden(hook, datamodule) and is_overridden(f"{stage}_step", model):
+            results = run(model, datamodule=datamodule, verbose=False)
+            return {name: float(value) for result in results for name, value in result.items()}
+    return {}
+
+
+def _report(datamodule: Any, selection: Selection | None, runs: list[Run], folder: Path) -> dict[str, Any]:
+    """Print the summary and write it, with the selection, where the run's files are."""
+    lines: list[str] = []
+    files = {"summary": folder / "summary.json"}
+    if selection is not None:
+        lines += ["", selection.summary(getattr(datamodule, "class_names", None)), ""]
+        seconds = getattr(datamodule, "seconds_choosing", None)
+        if seconds is not None:
+            how = {"cache": "found in the cache", "chosen": "chosen"}.get(datamodule.origin, f"from {datamodule.origin}")
+            lines.append(f"selection: {how} in {seconds:.1f} s")
+        if not (folder / "selection.json").is_file():
+            files["selection"] = selection.save(folder / "selection")
+        else:
+            files["selection"] = folder
+    if runs:
+        rows = [("run", "images", "s/epoch", "score"), *(run.row() for run in runs)]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines += ["", *("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    summary = {
+        "classes": None if selection is None else selection.counts(),
+        "kept": None if selection is None else len(selection.kept),
+        "removed": None if selection is None else len(selection.removed),
+        "seconds_choosing": getattr(datamodule, "seconds_choosing", None),
+        "runs": [run.__dict__ for run in runs],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    files["summary"].write_text(json.dumps(summary, indent=1, default=str) + "\n")
+    kept_in = cache.cache_folder(getattr(datamodule, "cache_dir", None))
+    size = cache.format_size(cache.folder_size(kept_in))
+    lines += ["", *(f"{name}: {path}" for name, path in files.items())]
+    lines.append(f"cache: {kept_in} ({size}; python -m toolkit.cache --clear empties it)")
+    print("\n".join(lines))
+    return summary

@@ -1,0 +1,1 @@
+from datamodules import *  # the folder beside this one, imported as toolkit.datamodules

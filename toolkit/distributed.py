@@ -1,0 +1,129 @@
+"""What the toolkit needs of a distributed run: who this process is, shares of work, and results on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed
+
+T = TypeVar("T")
+
+#: Long enough for one rank to work while the others wait.
+_PATIENCE = timedelta(days=1)
+_CHUNK_BYTES = 1 << 26
+_groups: dict[int, Any] = {}
+
+
+def world() -> tuple[int, int]:
+    """This process' rank and the number of processes: (0, 1) where nothing is distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _patient_group() -> Any:
+    """A group of all ranks over CPU memory that outwaits long work on one of them; made once for a process group."""
+    key = id(distributed.group.WORLD)
+    if key not in _groups:
+        _groups.clear()
+        _groups[key] = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return _groups[key]
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """The result of `work`, done by rank 0 and sent to all; an error there is raised on every rank.
+
+    Nobody is left waiting for a rank that has failed.
+    """
+    rank, size = world()
+    if size == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0, group=_patient_group())
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def together(work: Callable[[], T]) -> T:
+    """Each rank's own result of `work`; if it fails on any rank, all raise, so that nobody waits for the failed one."""
+    rank, size = world()
+    if size == 1:
+        return work()
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:  # noqa: BLE001
+        error = caught
+    errors = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    failed = [f"rank {other}: {text}" for other, text in enumerate(errors) if text is not None]
+    if failed:
+        raise RuntimeError(f"Stopped on rank {rank} because another rank failed ({'; '.join(failed)}).")
+    return result  # type: ignore[no-any-return]
+
+
+def gather_objects(item: T) -> list[T]:
+    """Every rank's item, in order, on every rank."""
+    size = world()[1]
+    if size == 1:
+        return [item]
+    items: list[Any] = [None] * size
+    distributed.all_gather_object(items, item, _patient_group())
+    return items
+
+
+def share(n_items: int, chunk: int) -> tuple[int, int]:
+    """The first and one past the last item of this rank's share, cut at whole chunks.
+
+    Example:
+        >>> share(10, 4)
+        (0, 10)
+    """
+    rank, size = world()
+    n_chunks = -(-n_items // chunk)
+    first, last = rank * n_chunks // size, (rank + 1) * n_chunks // size
+    return min(first * chunk, n_items), min(last * chunk, n_items)
+
+
+def gather_rows(own: npt.NDArray[Any], n_rows: int, chunk: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    """All ranks' rows in order, on every rank, from the shares that `share(n_rows, chunk)` gave.
+
+    Args:
+        own: This rank's rows, shape (share, D).
+        n_rows: Rows over all ranks.
+        chunk: The same as given to `share`.
+        out: Where to put them, shape (n_rows, D); made if None.
+    """
+    rank, size = world()
+    if size == 1:
+        return own
+    width = max(gather_objects(own.shape[1]))
+    if out is None:
+        out = np.empty((n_rows, width), np.float32)
+    n_chunks = -(-n_rows // chunk)
+    step = max(1, _CHUNK_BYTES // (4 * width))
+    for source in range(size):
+        start = min(source * n_chunks // size * chunk, n_rows)
+        stop = min((source + 1) * n_chunks // size * chunk, n_rows)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            block = torch.empty((last - first, width), dtype=torch.float32)
+            if source == rank:
+                block.copy_(torch.from_numpy(np.ascontiguousarray(own[first - start : last - start])))
+            distributed.broadcast(block, src=source, group=_patient_group())
+            out[first:last] = block.numpy()
+    return out

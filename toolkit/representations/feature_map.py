@@ -1,0 +1,533 @@
+"""Feature maps of a network's layer as vectors, taken with a forward hook."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
+from tqdm.auto import tqdm
+
+from toolkit.cache import writable_folder
+from toolkit.checkpoints import load_weights
+from toolkit.distributed import gather_objects, gather_rows, share, together, world
+from toolkit.fingerprint import content_hash, describe, settings_hash, weights_hash
+from toolkit.representations.base import Collate, EvaluationView, Vectors, images_of
+from toolkit.reproducibility import full_precision, preserved_rng
+from toolkit.validation import check_choice, check_vectors, invalid, shorten
+
+log = logging.getLogger(__name__)
+
+#: Vectors above this many bytes stay in their file and are returned as a memory map.
+MEMORY_LIMIT = 1 << 30
+_POOLS = ("mean", "flatten")
+
+
+class RandomAugmentationWarning(UserWarning):
+    """Images are randomly augmented while features are taken, and nobody could tell how to switch that off."""
+
+
+def find_layer(model: nn.Module, layer: str) -> tuple[str, nn.Module]:
+    """The layer of a model by exact name or unique suffix.
+
+    Args:
+        model: The model.
+        layer: A name as in `model.named_modules()`, or its last parts: `avgpool` finds `model.avgpool`.
+
+    Returns:
+        The full name and the module.
+
+    Raises:
+        ValueError: If no layer has that name (the error lists the closest) or several end in it.
+
+    Example:
+        >>> find_layer(nn.Sequential(nn.Flatten(), nn.Linear(2, 1)), "1")
+        ('1', Linear(in_features=2, out_features=1, bias=True))
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    if layer in modules:
+        return layer, modules[layer]
+    found = [name for name in modules if name.endswith("." + layer)]
+    if len(found) == 1:
+        return found[0], modules[found[0]]
+    if found:
+        raise invalid("layer", f"the name of one layer; these end in it: {shorten(found)}", layer)
+    lasts = {name.rpartition(".")[2]: name for name in reversed(modules)}
+    close = difflib.get_close_matches(layer, modules, n=5) + [
+        lasts[last] for last in difflib.get_close_matches(layer.rpartition(".")[2], lasts, n=5)
+    ]
+    names = list(dict.fromkeys(close)) or list(modules)
+    raise invalid("layer", f"a layer of {type(model).__name__}, such as {shorten(names)}", layer)
+
+
+class FeatureExtractor:
+    """A representation that hooks one layer of a network: vectors (N, D) of what the layer gives for each image.
+
+    Works on a copy of the model, in evaluation mode, in float32 without TF32, and sees images without random
+    augmentation wherever somebody can tell how to switch it off (see `toolkit.datamodules.PrunedDataModule`; it warns
+    otherwise). A feature map is pooled inside the hook, so only vectors are held. In a distributed run every rank takes
+    a share and all get the whole. Vectors are written to the cache folder as they come: an interrupted extraction goes
+    on where it stopped, the same extraction is not done twice, and above 1 GiB they stay in the file as a memory map.
+
+    Args:
+        model: The network or LightningModule, called with a batch of images; or the name of a torchvision model (or a
+            timm one, where timm is installed), with its pretrained weights unless `checkpoint` is given. None where a
+            configuration's `baseline` section supplies it.
+        layer: The layer to hook, by its name in `model.named_modules()` or a unique ending of it.
+        checkpoint: A state dict or Lightning checkpoint to load into the copy.
+        pool: What to make of a feature map. `mean`: (N, C, H, W) to (N, C), and tokens (N, T, C) to (N, C).
+            `flatten`: every value, (N, C * H * W).
+        batch_size: Images a batch.
+        num_workers: Worker processes to load with; those of the data set's own loader if None.
+        device: Where to run, such as `cuda`; chosen if None.
+        input_key: The key of the images where batches are dictionaries, if it is an unusual one.
+        cache: Whether to keep vectors on disk.
+        cache_dir: The cache folder, see `toolkit.cache`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: From `vectors`, if the layer, the checkpoint or the images do not fit, or features are not finite.
+
+    References:
+        Birodkar, Mobahi, Bengio, "Semantic Redundancies in Image-Classification Datasets", arXiv 1901.11409: the
+        average-pooled output before the classifier. Raud, "Dataset filtering", TalTech 2023: any hooked layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        >>> images = torch.utils.data.TensorDataset(torch.rand(10, 3, 8, 8))
+        >>> FeatureExtractor(model, layer="1", cache=False, progress=False).vectors(images).shape
+        (10, 4)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | None = None,
+        layer: str = "avgpool",
+        checkpoint: str | Path | None = None,
+        *,
+        pool: str = "mean",
+        batch_size: int = 256,
+        num_workers: int | None = None,
+        device: str | None = None,
+        input_key: str | None = None,
+        cache: bool = True,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.layer = layer
+        self.checkpoint = checkpoint
+        self.pool = pool
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.device = device
+        self.input_key = input_key
+        self.cache = cache
+        self.cache_dir = cache_dir
+        self.progress = progress
+
+    def fingerprint(self) -> str:
+        """A text that differs with the weights, the layer or the pooling."""
+        model, transform = self._copy()
+        name, _ = find_layer(model, self.layer)
+        return settings_hash(
+            {
+                "model": type(model).__name__,
+                "structure": describe(model),
+                "weights": weights_hash(model.state_dict()),
+                "layer": name,
+                "pool": self.pool,
+                "transform": describe(transform),
+            }
+        )
+
+    def vectors(self, dataset: Any) -> Vectors:
+        """The layer's vectors for every image of a data set, in its order, as float32 of shape (N, D)."""
+        check_choice("pool", self.pool, _POOLS)
+        if self.batch_size < 1:
+            raise invalid("batch_size", "at least 1", self.batch_size)
+        view = EvaluationView.of(dataset)
+        if len(view) == 0:
+            raise invalid("dataset", "a data set with at least one image", "an empty one")
+        with preserved_rng():
+            return self._vectors(view)
+
+    def _vectors(self, view: EvaluationView) -> Vectors:
+        model, transform = self._copy()
+        find_layer(model, self.layer)
+        if view.is_random():
+            warnings.warn(
+                "Reading the same images twice gives different ones, and the data module does not tell how to switch that "
+                "off: features will be of randomly augmented images. Give the data module a method "
+                "`evaluation_dataset()` that returns its training images without augmentation.",
+                RandomAugmentationWarning,
+                stacklevel=3,
+            )
+        folder = self._cache_folder(view) if self.cache else None
+        if folder is not None:
+            found = _read(folder, len(view))
+            if all(gather_objects(found is not None)) and found is not None:
+                return found
+        start, stop = share(len(view), self.batch_size)
+        own = together(lambda: self._share(model, transform, view, start, stop, folder))
+        if world()[1] == 1:
+            return check_vectors(own, "features") if folder is None else _publish(folder, start, stop, own)
+        return check_vectors(gather_rows(own, len(view), self.batch_size), "features")
+
+    def _cache_folder(self, view: EvaluationView) -> Path:
+        key = settings_hash({"images": view.fingerprint(), "extractor": self.fingerprint(), "batch": self.batch_size})
+        return writable_folder("features", key[:32], self.cache_dir)
+
+    def _copy(self) -> tuple[nn.Module, Callable[[Any], Any] | None]:
+        """A copy of the model with its weights in, in evaluation mode, and the preprocessing that belongs to it."""
+        transform = None
+        if self.model is None:
+            raise ValueError(
+                "`model` must be a network, a LightningModule or the name of a pretrained model, got None. In a "
+                "configuration file the section `baseline` supplies it."
+            )
+        if isinstance(self.model, str):
+            model, transform = named_model(self.model, pretrained=self.checkpoint is None)
+        else:
+            inner = getattr(self.model, "_orig_mod", self.model)
+            model = copy.deepcopy(inner)
+        if self.checkpoint is not None:
+            load_weights(model, self.checkpoint)
+        return model.eval().requires_grad_(requires_grad=False), transform
+
+    def _device(self, view: EvaluationView) -> torch.device:
+        if self.device is not None:
+            return torch.device(self.device)
+        return view.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _share(
+        self,
+        model: nn.Module,
+        transform: Callable[[Any], Any] | None,
+        view: EvaluationView,
+        start: int,
+        stop: int,
+        folder: Path | None,
+    ) -> Vectors:
+        """The vectors of images `start` to `stop`, written to the cache folder as they come where there is one."""
+        device = self._device(view)
+        model.to(device)
+        sink = _Sink(folder, start, stop, self.batch_size)
+        with sink, full_precision():
+            first = start + sink.rows_done
+            bar = tqdm(
+                total=stop - start,
+                initial=sink.rows_done,
+                unit="img",
+                desc="features",
+                disable=not self.progress or world()[0] != 0,
+            )
+            with bar, _tapped(model, self.layer, self.pool) as tap:
+                waiting: list[torch.Tensor] = []
+                for batch in self._batches(view, transform, first, stop, device):
+                    images = self._to_device(batch, view, transform, device)
+                    with torch.inference_mode():
+                        model(images)
+                    # The batch before this one is fetched only now, so that a GPU never waits for it.
+                    waiting.append(tap(len(images)))
+                    if len(waiting) > 1:
+                        sink.write(waiting.pop(0).cpu().numpy())
+                    bar.update(len(images))
+                if waiting:
+                    sink.write(waiting.pop().cpu().numpy())
+        return sink.result()
+
+    def _batches(
+        self, view: EvaluationView, transform: Callable[[Any], Any] | None, first: int, stop: int, device: torch.device
+    ) -> Iterator[Any]:
+        workers = view.num_workers if self.num_workers is None else self.num_workers
+        loader: DataLoader[Any] = DataLoader(
+            view,
+            batch_size=self.batch_size,
+            sampler=range(first, stop),
+            num_workers=workers,
+            collate_fn=_Collate(view.collate_fn or default_collate, transform),
+            pin_memory=device.type == "cuda",
+        )
+        yield from loader
+
+    def _to_device(
+        self, batch: Any, view: EvaluationView, transform: Callable[[Any], Any] | None, device: torch.device
+    ) -> torch.Tensor:
+        raw = images_of(batch, self.input_key)
+        if transform is not None and raw.dtype == torch.uint8:
+            result: torch.Tensor = transform(raw.to(device, non_blocking=True))
+            return result
+        if view.batch_transform is not None:
+            return images_of(view.batch_transform(batch, device), self.input_key).to(device)
+        images = raw.to(device, non_blocking=True)
+        return images if images.is_floating_point() else images.float() / 255
+
+
+def named_model(name: str, *, pretrained: bool = True) -> tuple[nn.Module, Callable[[Any], Any] | None]:
+    """A torchvision model by name, or a timm one where timm is installed, with the preprocessing of its weights.
+
+    Args:
+        name: Such as `resnet50`.
+        pretrained: Whether to load its pretrained weights; without them there is no preprocessing either.
+
+    Raises:
+        ValueError: If neither library has a model of that name, or its weights cannot be had.
+    """
+    from torchvision import models as zoo
+    from torchvision.transforms import v2
+
+    if name in zoo.list_models():
+        weights = zoo.get_model_weights(name).DEFAULT if pretrained else None  # type: ignore[attr-defined]
+        with _explained_download(name):
+            return zoo.get_model(name, weights=weights), (weights.transforms() if weights else None)
+    try:
+        import timm
+    except ImportError:
+        timm = None
+    if timm is None or not timm.is_model(name):
+        close = difflib.get_close_matches(name, zoo.list_models(), n=5)
+        more = "" if timm else " (timm is not installed, so only torchvision's are known)"
+        raise invalid("model", f"the name of a torchvision or timm model{more}, such as {shorten(close)}", name)
+    with _explained_download(name):
+        model = timm.create_model(name, pretrained=pretrained)
+    if not pretrained:
+        return model, None
+    data = timm.data.resolve_model_data_config(model)
+    size = data["input_size"][-1]
+    transform = v2.Compose(
+        [
+            v2.Resize(round(size / data["crop_pct"]), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(data["mean"], data["std"]),
+        ]
+    )
+    return model, transform
+
+
+@contextmanager
+def _explained_download(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"The pretrained weights of `model` {name!r} could not be had ({error}); give `checkpoint` the file of "
+            "weights, or load the model yourself and pass it."
+        ) from error
+
+
+@contextmanager
+def _tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int], torch.Tensor]]:
+    """Hook a layer; gives a function that returns the vectors of the batch just run and forgets them."""
+    name, module = find_layer(model, layer)
+    caught: list[torch.Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        caught[:] = [_pooled(_tensor_of(output, name), pool)]
+
+    def take(n_images: int) -> torch.Tensor:
+        if not caught:
+            raise invalid("layer", "a layer that runs when the model is called with images", name)
+        vectors = caught.pop()
+        if len(vectors) != n_images:
+            raise invalid("layer", f"a layer that gives one row an image ({n_images})", f"{name!r}, {len(vectors)} rows")
+        return vectors
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield take
+    finally:
+        handle.remove()
+
+
+def _tensor_of(output: Any, name: str) -> torch.Tensor:
+    """The first tensor of a layer's output."""
+    if isinstance(output, torch.Tensor):
+        return output
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            return item
+    raise invalid("layer", "a layer that gives a tensor, or a tuple, list or dict with one", f"{name!r}, {type(output)}")
+
+
+def _pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
+    if features.ndim < 2:
+        features = features.reshape(len(features) if features.ndim else 1, 1)
+    if pool == "mean" and features.ndim > 2:
+        features = features.mean(dim=1) if features.ndim == 3 else features.flatten(2).mean(dim=2)
+    return features.flatten(1).float()
+
+
+class _Collate:
+    """Makes a batch, preprocesses PIL images where the model brings its preprocessing, and explains what forms none."""
+
+    def __init__(self, collate_fn: Collate, transform: Callable[[Any], Any] | None) -> None:
+        self.collate_fn = collate_fn
+        self.transform = transform
+
+    def __call__(self, samples: Any) -> Any:
+        if isinstance(samples, list) and samples and _is_pil(_image_of(samples[0])):
+            if self.transform is None:
+                raise TypeError(
+                    "Images must be tensors, got PIL images. Add a transform to the data set (such as ToTensor), or pass "
+                    "the model by name with its pretrained weights, which bring their own."
+                )
+            return torch.stack([self.transform(_image_of(sample)) for sample in samples])
+        try:
+            return self.collate_fn(samples)
+        except RuntimeError as error:
+            shapes = {tuple(image.shape): None for image in map(_image_of, samples) if isinstance(image, torch.Tensor)}
+            if len(shapes) < 2:
+                raise
+            raise ValueError(
+                f"Images must have one size to form a batch, got {shorten(list(shapes))}. Resize them in the data set's "
+                "evaluation transform, or use a collate function."
+            ) from error
+
+
+def _image_of(sample: Any) -> Any:
+    if isinstance(sample, Mapping):
+        return next((sample[key] for key in ("image", "images", "pixel_values", "x", "input") if key in sample), None)
+    return sample[0] if isinstance(sample, (tuple, list)) and sample else sample
+
+
+def _is_pil(image: Any) -> bool:
+    return type(image).__module__.partition(".")[0] == "PIL"
+
+
+class _Sink:
+    """Collects vectors in order, appended to a `.npy` file where there is a folder; goes on where such a file ends.
+
+    Rows are appended with ordinary writes, not through a memory map: a full disk is then an error, not a crash.
+    """
+
+    def __init__(self, folder: Path | None, start: int, stop: int, batch_size: int) -> None:
+        self.folder, self.start, self.stop, self.batch_size = folder, start, stop, batch_size
+        self.rows_done = 0
+        self.file: BinaryIO | None = None
+        self.blocks: list[Vectors] = []
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.folder is None else self.folder / f"part-{self.start}-{self.stop}.npy"
+
+    def __enter__(self) -> _Sink:
+        if self.path is not None:
+            self.file = _open_exclusively(self.path)
+        if self.file is not None:
+            self._resume(self.file)
+        return self
+
+    def _resume(self, file: BinaryIO) -> None:
+        """Go on after the last whole batch of an earlier run; start anew if the file has no usable beginning."""
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(0)
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            row_bytes = shape[1] * dtype.itemsize
+            rows = (size - file.tell()) // row_bytes
+            if shape[0] == self.stop - self.start and dtype == np.float32:
+                self.rows_done = min(rows, shape[0]) if rows >= shape[0] else rows // self.batch_size * self.batch_size
+                file.truncate(file.tell() + self.rows_done * row_bytes)
+                file.seek(0, os.SEEK_END)
+                if self.rows_done:
+                    log.info("features: going on at image %d of %d", self.rows_done, shape[0])
+                return
+        except (ValueError, EOFError, IndexError):
+            pass
+        file.seek(0)
+        file.truncate()
+
+    def write(self, rows: Vectors) -> None:
+        if self.file is None:
+            self.blocks.append(rows)
+            return
+        try:
+            if self.file.tell() == 0:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (self.stop - self.start, rows.shape[1])}
+                np.lib.format.write_array_header_1_0(self.file, header)
+            self.file.write(np.ascontiguousarray(rows, dtype="<f4").data)
+            self.file.flush()
+        except OSError as error:
+            raise OSError(
+                f"Features could not be written to `cache_dir` {str(self.folder)!r} ({error.strerror or error}). What was "
+                "written stays and is used next time. Make room (python -m toolkit.cache --clear), name another folder, or "
+                "set `cache` to false."
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def result(self) -> Vectors:
+        if self.file is None:
+            return np.concatenate(self.blocks) if self.blocks else np.empty((0, 0), np.float32)
+        assert self.path is not None
+        if self.stop == self.start:
+            return np.empty((0, 0), np.float32)
+        result: Vectors = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return result
+
+
+def _open_exclusively(path: Path) -> BinaryIO | None:
+    """The file, for this process alone; None where another process is writing it right now."""
+    file = path.open("r+b" if path.exists() else "w+b")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another process is writing %s: these features stay in memory", path)
+        file.close()
+        return None
+    return file
+
+
+def _publish(folder: Path, start: int, stop: int, vectors: Vectors) -> Vectors:
+    """Check finished vectors and put them under their final name, with a checksum that later readers compare."""
+    check_vectors(vectors, "features")
+    part = folder / f"part-{start}-{stop}.npy"
+    if isinstance(vectors, np.memmap) and part.exists():
+        checksum = content_hash(vectors)
+        (folder / "features.json").write_text(json.dumps({"rows": len(vectors), "sha256": checksum}))
+        del vectors
+        part.replace(folder / "features.npy")
+        return _in_memory_if_small(np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False))
+    return vectors
+
+
+def _read(folder: Path, n_rows: int) -> Vectors | None:
+    """Finished vectors from the cache, or None where there are none or the file is not what was written."""
+    try:
+        written = json.loads((folder / "features.json").read_text())
+        vectors: Vectors = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        if vectors.shape[0] == n_rows and content_hash(vectors) == written["sha256"]:
+            return _in_memory_if_small(vectors)
+        raise ValueError("checksum differs")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, OSError) as error:
+        warnings.warn(f"Features in {folder} were cut short or altered ({error}); they are taken anew.", stacklevel=5)
+        return None
+
+
+def _in_memory_if_small(vectors: Vectors) -> Vectors:
+    return np.array(vectors) if vectors.nbytes <= MEMORY_LIMIT else vectors

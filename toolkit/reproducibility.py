@@ -1,0 +1,57 @@
+"""Random state that is given back as it was, and arithmetic that is the same on every device."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def preserved_rng(seed: int | None = None) -> Iterator[None]:
+    """Restore Python's, NumPy's and PyTorch's random state afterwards, whatever happens inside.
+
+    Args:
+        seed: If given, all three are seeded with it on entry.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> with preserved_rng():
+        ...     _ = torch.rand(5)
+        >>> first = torch.rand(1); _ = torch.manual_seed(0); bool(first == torch.rand(1))
+        True
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002: the state users' code draws from
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Switch TF32 and autocast off, so that a GPU's features agree with a CPU's, and restore both afterwards."""
+    # Only this older switch is touched: PyTorch refuses to read it after the newer `fp32_precision` was set elsewhere,
+    # so both are read and written through the newer interface where it exists.
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value

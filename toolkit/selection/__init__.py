@@ -1,0 +1,9 @@
+"""Selectors, and the selection that they make."""
+
+from toolkit.selection.base import Selector
+from toolkit.selection.labels import Labels
+from toolkit.selection.random import RandomSelector
+from toolkit.selection.result import STATUSES, Selection, SelectionFileError
+from toolkit.selection.semantic import SemanticSelector
+
+__all__ = ["STATUSES", "Labels", "RandomSelector", "Selection", "SelectionFileError", "Selector", "SemanticSelector"]
