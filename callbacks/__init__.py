@@ -4,7 +4,8 @@ from __future__ import annotations
 
 if __name__ != "toolkit.callbacks":
     raise ImportError(
-        f"This folder is imported as `toolkit.callbacks`, not as {__name__!r}: under a second name every class would exist twice."
+        f"This folder is imported as `toolkit.callbacks`, not as {__name__!r}: under a second name "
+        "every class would exist twice."
     )
 
 from .epoch_time_monitor import EpochTimeMonitor

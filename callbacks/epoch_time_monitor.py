@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import lightning.pytorch as L  # noqa: N812
+import lightning.pytorch as L
 import torch
 
 
@@ -24,8 +24,9 @@ class EpochTimeMonitor(L.Callback):
 
     Example:
         >>> import lightning.pytorch as L
-        >>> trainer = L.Trainer(callbacks=[EpochTimeMonitor()], logger=False, enable_checkpointing=False, accelerator="cpu")
-        >>> trainer.callbacks[0].seconds
+        >>> monitor = EpochTimeMonitor()
+        >>> trainer = L.Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> monitor.seconds
         []
     """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 if __name__ != "toolkit.datamodules":
     raise ImportError(
-        f"This folder is imported as `toolkit.datamodules`, not as {__name__!r}: under a second name every class would exist twice."
+        f"This folder is imported as `toolkit.datamodules`, not as {__name__!r}: under a second name "
+        "every class would exist twice."
     )
 
 from .cifar import CIFAR10DataModule, CIFAR100DataModule

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import lightning.pytorch as L  # noqa: N812
+import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import (
     BatchSampler,
@@ -27,7 +27,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from toolkit.cache import format_size, folder_size, writable_folder
+from toolkit.cache import writable_folder
 from toolkit.datasets import evaluation_dataset, ids_of, labels_of
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
@@ -52,13 +52,13 @@ class PrunedDataModule(L.LightningDataModule):
 
     The selection is made when the training loader is first asked for (after `setup`, so on the training device and over
     all ranks), and kept in the cache folder (`toolkit.cache`) under a fingerprint of the data, the settings and the
-    weights: the next run finds it. A checkpoint carries it: a resumed run trains on the identical images without choosing
-    anew, and refuses to go on if the data changed. Learning-rate schedules see the pruned length.
+    weights: the next run finds it. A checkpoint carries it: a resumed run trains on the identical images without
+    choosing anew, and refuses to go on if the data changed. Learning-rate schedules see the pruned length.
 
     An inner module may offer two methods to do better than the wrapper can from outside:
 
-    - `evaluation_dataset()`: its training images, in order, without random augmentation. Without it, the transforms of the
-      validation set are used where it is of the same kind, and batch hooks run as in validation.
+    - `evaluation_dataset()`: its training images, in order, without random augmentation. Without it, the transforms of
+      the validation set are used where it is of the same kind, and batch hooks run as in validation.
     - `with_indices(kept)`: a training data set restricted to some images, where a plain `Subset` would not do because
       samples draw further images (mosaic augmentation).
 
@@ -68,12 +68,12 @@ class PrunedDataModule(L.LightningDataModule):
             edited since); or a `Selection`; or None to prune nothing.
         cache: Whether to keep selections in the cache folder and look for them there.
         cache_dir: The cache folder; `$TOOLKIT_CACHE` or `~/.cache/dataset-pruning-toolkit` if None.
-        allow_changed_data: Whether to resume from a checkpoint even if the data set's fingerprint changed (files that were
-            copied have new times, for instance); the number of images must be the same all the same.
+        allow_changed_data: Whether to resume from a checkpoint even if the data set's fingerprint changed (files that
+            were copied have new times, for instance); the number of images must be the same all the same.
 
     Raises:
-        MisconfigurationException: When the loader is asked for, if the inner module's training loader cannot be pruned; the
-            message says what to do.
+        MisconfigurationException: When the loader is asked for, if the inner module's training loader cannot be
+            pruned; the message says what to do.
 
     Example:
         >>> from toolkit import RandomSelector
@@ -97,7 +97,11 @@ class PrunedDataModule(L.LightningDataModule):
             raise TypeError(f"`datamodule` must be a LightningDataModule, got {type(datamodule).__name__}.")
         if isinstance(datamodule, PrunedDataModule):
             raise TypeError("`datamodule` must be one that is not pruned yet, got a PrunedDataModule.")
-        if not (selector is None or isinstance(selector, (Selection, str, Path)) or callable(getattr(selector, "select", None))):
+        if not (
+            selector is None
+            or isinstance(selector, (Selection, str, Path))
+            or callable(getattr(selector, "select", None))
+        ):
             raise TypeError(f"`selector` must have a method `select`, or be a folder, got {type(selector).__name__}.")
         self.__dict__["datamodule"] = datamodule
         super().__init__()
@@ -203,14 +207,15 @@ class PrunedDataModule(L.LightningDataModule):
         dataset = self._evaluation_dataset(self._inner_loader())
         if len(dataset) != len(stored["status"]):
             raise MisconfigurationException(
-                f"The training data changed: the checkpoint was trained on a selection of {len(stored['status'])} images, "
-                f"the data set now has {len(dataset)}. Resume with the data it was started on, or start a new run."
+                f"The training data changed: the checkpoint was trained on a selection of {len(stored['status'])} "
+                f"images, the data set now has {len(dataset)}. Resume with the data it was started on, or start a new "
+                "run."
             )
         if not self.allow_changed_data and stored["fingerprint"] not in {None, dataset_fingerprint(dataset)}:
             raise MisconfigurationException(
-                "The training data changed since the checkpoint was written: its fingerprint is another. Resume with the "
-                "data it was started on, start a new run, or set `allow_changed_data` if you know that the images and their "
-                "order are the same (files that were copied have new times)."
+                "The training data changed since the checkpoint was written: its fingerprint is another. Resume with "
+                "the data it was started on, start a new run, or set `allow_changed_data` if you know that the "
+                "images and their order are the same (files that were copied have new times)."
             )
         self._selection = Selection.from_state_dict(stored, ids_of(dataset), labels_of(dataset))
         self.origin = "checkpoint"
@@ -221,12 +226,13 @@ class PrunedDataModule(L.LightningDataModule):
         name = type(self.datamodule).__name__
         if not isinstance(loader, DataLoader):
             raise MisconfigurationException(
-                f"`train_dataloader` of {name} must return one DataLoader to be pruned, got {type(loader).__name__}. Return "
-                "a single loader over a ConcatDataset, or wrap the data modules one by one."
+                f"`train_dataloader` of {name} must return one DataLoader to be pruned, got {type(loader).__name__}. "
+                "Return a single loader over a ConcatDataset, or wrap the data modules one by one."
             )
         if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__getitem__"):
             raise MisconfigurationException(
-                f"The training data set of {name} must be read by index to be pruned, got {type(loader.dataset).__name__}, "
+                f"The training data set of {name} must be read by index to be pruned, got "
+                f"{type(loader.dataset).__name__}, "
                 "which is read as a stream. Use a data set with `__getitem__` and `__len__`."
             )
         if not hasattr(loader.dataset, "__len__"):
@@ -240,11 +246,11 @@ class PrunedDataModule(L.LightningDataModule):
         """The training images without augmentation, in the order of the training set."""
         own = getattr(self.datamodule, "evaluation_dataset", None)
         if callable(own):
-            dataset = own()
-            if len(dataset) != len(cast("Any", loader.dataset)):
+            dataset, n_images = own(), len(cast("Any", loader.dataset))
+            if len(dataset) != n_images:
                 raise MisconfigurationException(
-                    f"`evaluation_dataset()` of {type(self.datamodule).__name__} must have the {len(cast('Any', loader.dataset))}"
-                    f" images of the training set, in the same order, got {len(dataset)}."
+                    f"`evaluation_dataset()` of {type(self.datamodule).__name__} must have the training set's "
+                    f"{n_images} images in the same order, got {len(dataset)}."
                 )
             return dataset
         validation = None
@@ -330,8 +336,8 @@ class PrunedDataModule(L.LightningDataModule):
             )
         if selection.fingerprint not in {None, dataset_fingerprint(dataset)}:
             warnings.warn(
-                f"The selection in {str(self.selector)!r} was made from data with another fingerprint: make sure that the "
-                "images and their order are the same.",
+                f"The selection in {str(self.selector)!r} was made from data with another fingerprint: make sure that "
+                "the images and their order are the same.",
                 stacklevel=4,
             )
         self.origin = "checked folder"
@@ -339,14 +345,16 @@ class PrunedDataModule(L.LightningDataModule):
     def _choose(self, loader: DataLoader[Any]) -> Selection:
         """Find the selection in the cache, or make it and keep it there."""
         selector, view = cast("Any", self.selector), self._view(loader)
-        can_cache = self.cache and callable(getattr(selector, "fingerprint", None))
+        # A selector that turns no images into vectors is done sooner than its cached selection would be read.
+        is_quick = callable(getattr(selector, "representation", None)) and selector.representation() is None
+        can_cache = self.cache and not is_quick and callable(getattr(selector, "fingerprint", None))
         if callable(getattr(selector, "check", None)):
             selector.check()
         folder, found = on_rank_zero(lambda: self._look_up(selector, view)) if can_cache else (None, None)
         self.selection_folder = folder
         if found is not None:
             self.origin = "cache"
-            return cast("Selection", found)
+            return found
         selection: Selection = selector.select(view)
         self.origin = "chosen"
         if folder is not None:
@@ -370,7 +378,8 @@ class PrunedDataModule(L.LightningDataModule):
             selection.save(folder)
         except OSError as error:
             warnings.warn(
-                f"The selection could not be kept in {folder} ({error}): this run goes on with it, the next makes it anew.",
+                f"The selection could not be kept in {folder} ({error}): this run goes on with it, the next makes it "
+                f"anew.",
                 stacklevel=4,
             )
 
@@ -437,8 +446,7 @@ def _restricted(sampler: Any, dataset: Dataset[Any], kept: list[int]) -> Sampler
 
 def _unknown_sampler(name: str, sampler: Any) -> MisconfigurationException:
     return MisconfigurationException(
-        f"The training loader's {name} must be one of PyTorch's to be pruned, got {type(sampler).__name__}, whose indices the "
-        "wrapper cannot translate. Give the data module a method `with_indices(kept)` that returns the restricted data set, "
-        "and a sampler that does not depend on indices; or prune the data set inside the data module with "
-        "`Selection.subset`."
+        f"The training loader's {name} must be one of PyTorch's to be pruned, got {type(sampler).__name__}, whose "
+        "indices cannot be translated from outside. Use one of PyTorch's, or prune the data set inside the data module "
+        "with `Selection.subset`."
     )

@@ -1,7 +1,7 @@
 """Prune redundant images from a training set and train on what is left.
 
-The names below are the core, which works on arrays, tensors and data sets and does not need Lightning; what plugs into a
-Trainer is in `toolkit.datamodules` and `toolkit.callbacks`, the networks are in `toolkit.models`.
+The names below are the core, which works on arrays, tensors and data sets and does not need Lightning; what plugs into
+a Trainer is in `toolkit.datamodules` and `toolkit.callbacks`, the networks are in `toolkit.models`.
 """
 
 from __future__ import annotations

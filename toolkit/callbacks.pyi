@@ -1,1 +1,1 @@
-from callbacks import *  # the folder beside this one, imported as toolkit.callbacks
+from callbacks import *  # noqa: F403  (the folder beside this one)

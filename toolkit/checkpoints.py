@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +38,9 @@ def read_state_dict(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    tensors = (
+        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    )
     if not tensors:
         raise ValueError(f"`checkpoint` must hold a state dict, got {str(checkpoint)!r}, which holds none.")
     return tensors
@@ -65,8 +66,9 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     """
     state = read_state_dict(checkpoint)
     wanted = model.state_dict()
-    renamed = max(_renamings(state, set(wanted)), key=lambda names: len(set(names) & set(wanted)))
-    missing = [name for name in wanted if name not in renamed]
+    renamed = max(_renamings(state, list(wanted)), key=lambda names: len(names.keys() & wanted.keys()))
+    # Counters that batch norm does not use in evaluation, and that older files do not have.
+    missing = [name for name in wanted if name not in renamed and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in renamed if name not in wanted]
     shapes = [
         f"{name} {tuple(renamed[name].shape)} instead of {tuple(wanted[name].shape)}"
@@ -77,21 +79,24 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         problems = (("missing in the file", missing), ("not in the model", unexpected), ("other shapes", shapes))
         details = "; ".join(f"{what} ({len(names)}): {shorten(names)}" for what, names in problems if names)
         raise ValueError(f"`checkpoint` must fit the model {type(model).__name__}, got {str(checkpoint)!r}: {details}.")
-    model.load_state_dict(renamed)
+    model.load_state_dict({**wanted, **renamed})
 
 
-def _renamings(state: Mapping[str, torch.Tensor], wanted: set[str]) -> list[dict[str, Any]]:
-    """The state dict under its own names, with each leading prefix taken off, and with each of the model's put on."""
-    candidates = [dict(state)]
-    prefixes = {name.rsplit(".", depth)[0] + "." for name in state for depth in range(1, name.count(".") + 1)}
-    for prefix in sorted(prefixes, key=len):
-        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if set(inner) & wanted:
-            candidates.append(inner)
-    heads = {name.rsplit(".", depth)[0] + "." for name in wanted for depth in range(1, name.count(".") + 1)}
-    candidates += [
-        outer
-        for head in sorted(heads, key=len)
-        if set(outer := {head + name: value for name, value in state.items()}) & wanted
+def _renamings(state: Mapping[str, torch.Tensor], wanted: list[str]) -> list[dict[str, torch.Tensor]]:
+    """The state dict under its own names first, then with one prefix taken off and another put on.
+
+    Prefixes are read off names that end alike: `model.conv.weight` in the file and `network.conv.weight` in the model.
+    """
+    plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}  # what torch.compile puts in
+    prefixes = {("", ""): None}
+    for target in (wanted[0], wanted[len(wanted) // 2], wanted[-1]) if wanted else ():
+        for name in plain:
+            ours, theirs = target.split("."), name.split(".")
+            while ours and theirs and ours[-1] == theirs[-1]:
+                ours.pop()
+                theirs.pop()
+            prefixes["".join(part + "." for part in theirs), "".join(part + "." for part in ours)] = None
+    return [
+        {put_on + name.removeprefix(take_off): value for name, value in plain.items() if name.startswith(take_off)}
+        for take_off, put_on in prefixes
     ]
-    return [*candidates, *({n.replace("_orig_mod.", ""): v for n, v in c.items()} for c in candidates[:1])]

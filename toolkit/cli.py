@@ -9,13 +9,12 @@ import logging
 import os
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lightning.pytorch as L  # noqa: N812
+import lightning.pytorch as L
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -24,11 +23,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from toolkit import cache
-from toolkit.distributed import on_rank_zero, world
+from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
 from toolkit.representations import FeatureExtractor
 from toolkit.selection import Selection
-from toolkit.validation import shorten
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +87,8 @@ class ToolkitCLI(LightningCLI):
         if args is None:
             # Processes that Lightning starts for a distributed run repeat this command line, maybe in another folder.
             sys.argv[1:] = resolved
+        # Lightning itself calls what newer jsonargparse deprecates; the user can do nothing about it.
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         super().__init__(
             save_config_kwargs={"overwrite": True},
             subclass_mode_model=True,
@@ -192,6 +192,7 @@ def fit(args: Sequence[str] | None = None) -> dict[str, Any]:
     cli = ToolkitCLI(args)
     model, datamodule, trainer = cli.model, cli.datamodule, cli.trainer
     timer = _epoch_timer(trainer)
+    _check_settings(datamodule)
     resumed = cli.config.get("ckpt_path")
     runs: list[Run] = []
     if _needs_baseline(datamodule) and not (resumed and _carries_selection(resumed)):
@@ -215,8 +216,9 @@ def select(args: Sequence[str] | None = None) -> Selection:
     """
     cli = ToolkitCLI(args, for_select=True)
     datamodule, output = cli.datamodule, Path(cli.config["output"])
-    if not hasattr(datamodule, "selection"):
+    if not _is_pruned(datamodule):
         sys.exit(f"error: `data` must be a PrunedDataModule to select from, got {type(datamodule).__name__}.")
+    _check_settings(datamodule)
     cache.check_writable(output, "output")
     runs = [_supply_baseline(cli, datamodule)] if _needs_baseline(datamodule) else []
     datamodule.trainer = cli.trainer
@@ -234,13 +236,25 @@ def _by_class_path(class_path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _is_pruned(datamodule: Any) -> bool:
+    return isinstance(datamodule, _by_class_path("toolkit.datamodules.PrunedDataModule"))
+
+
+def _check_settings(datamodule: Any) -> None:
+    """Let the selector refuse its settings now, not after a baseline was trained for it."""
+    check = getattr(getattr(datamodule, "selector", None), "check", None)
+    if callable(check):
+        check()
+
+
 def _epoch_timer(trainer: L.Trainer) -> Any:
     """The trainer's epoch timer; added to it if it has none."""
     kind = _by_class_path("toolkit.callbacks.EpochTimeMonitor")
-    found = next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+    callbacks: list[Any] = cast("Any", trainer).callbacks
+    found = next((callback for callback in callbacks if isinstance(callback, kind)), None)
     if found is None:
         found = kind()
-        trainer.callbacks.append(found)
+        callbacks.append(found)
     return found
 
 
@@ -253,9 +267,7 @@ def _folder(trainer: L.Trainer) -> str | None:
 
 
 def _selection_of(datamodule: Any) -> Selection | None:
-    if not hasattr(datamodule, "selection") or getattr(datamodule, "selector", None) is None:
-        return None
-    return cast("Selection", datamodule.selection)
+    return datamodule.selection if _is_pruned(datamodule) and datamodule.selector is not None else None
 
 
 def _extractor(datamodule: Any) -> FeatureExtractor | None:
@@ -309,9 +321,7 @@ def _supply_baseline(cli: ToolkitCLI, datamodule: Any) -> Run:
         extractor.checkpoint = str(weights)
         return Run(**json.loads(facts.read_text()))
     rank_zero_info(f"No baseline yet: training it on the full set first. It is kept in {folder}.")
-    model, inner, trainer = cli.build(
-        "baseline", cli.config.data.init_args.datamodule, cli.config.baseline.trainer
-    )
+    model, inner, trainer = cli.build("baseline", cli.config.data.init_args.datamodule, cli.config.baseline.trainer)
     timer = _epoch_timer(trainer)
     model = baseline.model if baseline.model is not None else model
     cli.seed()
@@ -334,7 +344,7 @@ def _control(cli: ToolkitCLI, selection: Selection) -> Run:
     config = copy.deepcopy(cli.config.data)
     balance = "label" if cli.config["control"] == "balanced" else None
     settings = {"n_images": len(selection.kept), "balance": balance, "seed": int(cli.config["seed_everything"])}
-    config.init_args.selector = Namespace(class_path="toolkit.RandomSelector", init_args=Namespace(**settings))
+    config.init_args.selector = Namespace(class_path="toolkit.RandomSelector", init_args=Namespace(**settings))  # type: ignore[no-untyped-call]
     model, datamodule, trainer = cli.build("control", config, {})
     timer = _epoch_timer(trainer)
     cli.seed()
@@ -361,7 +371,9 @@ def _report(datamodule: Any, selection: Selection | None, runs: list[Run], folde
         lines += ["", selection.summary(getattr(datamodule, "class_names", None)), ""]
         seconds = getattr(datamodule, "seconds_choosing", None)
         if seconds is not None:
-            how = {"cache": "found in the cache", "chosen": "chosen"}.get(datamodule.origin, f"from {datamodule.origin}")
+            how = {"cache": "found in the cache", "chosen": "chosen"}.get(
+                datamodule.origin, f"from {datamodule.origin}"
+            )
             lines.append(f"selection: {how} in {seconds:.1f} s")
         if not (folder / "selection.json").is_file():
             files["selection"] = selection.save(folder / "selection")

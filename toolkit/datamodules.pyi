@@ -1,1 +1,1 @@
-from datamodules import *  # the folder beside this one, imported as toolkit.datamodules
+from datamodules import *  # noqa: F403  (the folder beside this one)

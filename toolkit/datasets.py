@@ -67,8 +67,8 @@ def ids_of(dataset: Any) -> list[str] | None:
 def evaluation_dataset(train: Any, validation: Any = None) -> Any:
     """A training set with the transforms of a validation set of the same kind: the same images, not augmented.
 
-    Goes through `Subset` and `ConcatDataset`. A data set that has no transforms, or no counterpart in the validation set,
-    is returned as it is.
+    Goes through `Subset` and `ConcatDataset`. A data set that has no transforms, or no counterpart in the validation
+    set, is returned as it is.
 
     Args:
         train: The training set; it is not changed, copies share its data.

@@ -47,7 +47,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     if rank == 0:
         try:
             outcome[0] = work()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             outcome[1] = error
     distributed.broadcast_object_list(outcome, src=0, group=_patient_group())
     if outcome[1] is not None:
@@ -65,7 +65,7 @@ def together(work: Callable[[], T]) -> T:
     error: Exception | None = None
     try:
         result = work()
-    except Exception as caught:  # noqa: BLE001
+    except Exception as caught:
         error = caught
     errors = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
@@ -99,7 +99,9 @@ def share(n_items: int, chunk: int) -> tuple[int, int]:
     return min(first * chunk, n_items), min(last * chunk, n_items)
 
 
-def gather_rows(own: npt.NDArray[Any], n_rows: int, chunk: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+def gather_rows(
+    own: npt.NDArray[Any], n_rows: int, chunk: int, out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
     """All ranks' rows in order, on every rank, from the shares that `share(n_rows, chunk)` gave.
 
     Args:

@@ -131,9 +131,9 @@ def _parts(dataset: Any) -> list[str]:
     if hasattr(dataset, "dataset") and hasattr(dataset, "batch_transform"):
         return ["view", *_parts(dataset.dataset)]
     warnings.warn(
-        f"The content of a {kind} cannot be told without reading all of it: only its type, its length and a few samples "
-        "decide whether cached results still fit. Give it a method `fingerprint()` that returns a text which changes "
-        "with its content.",
+        f"The content of a {kind} cannot be told without reading all of it: only its type, its length and a few "
+        "samples decide whether cached results still fit. Give it a method `fingerprint()` that returns a text which "
+        "changes with its content.",
         OpaqueDatasetWarning,
         stacklevel=4,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         >>> first = torch.rand(1); _ = torch.manual_seed(0); bool(first == torch.rand(1))
         True
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002: the state users' code draws from
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    # NumPy's legacy state, since that is what users' code draws from.
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         if seed is not None:
             random.seed(seed)
@@ -43,9 +45,7 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Switch TF32 and autocast off, so that a GPU's features agree with a CPU's, and restore both afterwards."""
-    # Only this older switch is touched: PyTorch refuses to read it after the newer `fp32_precision` was set elsewhere,
-    # so both are read and written through the newer interface where it exists.
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

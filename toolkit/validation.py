@@ -68,7 +68,7 @@ def check_vectors(vectors: Any, name: str = "features", *, nonzero: bool = False
             the number of such rows and the first), or if a row is zero and `nonzero` is set.
         TypeError: If the values are not real numbers.
     """
-    matrix = np.asanyarray(vectors)
+    matrix: npt.NDArray[Any] = np.asanyarray(vectors)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise invalid(name, "a non-empty matrix of shape (N, D)", f"an array of shape {matrix.shape}")
     if matrix.dtype.kind not in "fiub":

@@ -287,8 +287,7 @@ def test_compiled_steps_train_the_same_weights(monkeypatch):
     compiled.load_state_dict(plain.state_dict())
     for model in (plain, compiled):
         trainer(max_epochs=1).fit(model, tiny_loader(12))
-    for got, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-4)
 
 
 def test_copies_and_pickles(compiled_calls):
@@ -311,7 +310,12 @@ class Endless(IterableDataset):
     [
         ({}, {"max_epochs": -1}, tiny_loader, "`max_epochs` or `max_steps` of the trainer must be set"),
         ({}, {"max_epochs": 2}, lambda: DataLoader(Endless(), batch_size=2), "`max_steps` if the data has no length"),
-        ({"warmup_steps": 5}, {"max_epochs": 1}, tiny_loader, "`warmup_steps` must be below the training's 5 steps, got 5"),
+        (
+            {"warmup_steps": 5},
+            {"max_epochs": 1},
+            tiny_loader,
+            "`warmup_steps` must be below the training's 5 steps, got 5",
+        ),
     ],
 )
 def test_training_without_an_end_or_with_too_long_a_warmup_is_refused(options, limits, loader, match):
@@ -322,7 +326,11 @@ def test_training_without_an_end_or_with_too_long_a_warmup_is_refused(options, l
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"network": "resnet31"}, ValueError, "`network` must be a known network such as .*'resnet32'.*, got 'resnet31'"),
+        (
+            {"network": "resnet31"},
+            ValueError,
+            "`network` must be a known network such as .*'resnet32'.*, got 'resnet31'",
+        ),
         ({"network": 32}, TypeError, "`network` must be the name of a network or a torch module, got 32"),
         ({"num_classes": 1}, ValueError, "`num_classes` must be at least 2, got 1"),
         ({"in_channels": 0}, ValueError, "`in_channels` must be at least 1, got 0"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -19,14 +16,6 @@ from toolkit.models.resnet import (
     resnet20,
     resnet32,
 )
-
-
-@pytest.fixture
-def baseline_weights() -> Path:
-    data = os.environ.get("TOOLKIT_DATA")
-    if not data:
-        pytest.skip("TOOLKIT_DATA does not name the folder of real data")
-    return Path(data) / "weights" / "resnet32_cifar10.pt"
 
 
 def twin(weights: dict[str, torch.Tensor], images: torch.Tensor, blocks: int) -> torch.Tensor:
@@ -76,7 +65,13 @@ def test_network_equals_a_twin_written_by_hand(size):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("resnet20", 269_722), ("resnet32", 464_154), ("resnet44", 658_586), ("resnet56", 853_018), ("resnet110", 1_727_962)],
+    [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+    ],
 )
 def test_sizes_are_those_of_the_paper(name, parameters):
     network = build_resnet(name)
@@ -130,7 +125,10 @@ def test_names_lead_to_our_networks_first_then_to_those_of_torchvision():
         (lambda: build_resnet("resnet33"), "`name` must be a known network such as .*'resnet32'.*, got 'resnet33'"),
         (lambda: build_network("resnet51"), "`network` must be a known network such as .*'resnet50'.*, got 'resnet51'"),
         (lambda: build_network("googlenet"), "`network` must be a known network"),
-        (lambda: build_network("resnet18", in_channels=1), "`in_channels` must be 3 for torchvision's 'resnet18', got 1"),
+        (
+            lambda: build_network("resnet18", in_channels=1),
+            "`in_channels` must be 3 for torchvision's 'resnet18', got 1",
+        ),
     ],
 )
 def test_errors(call, match):
@@ -139,11 +137,12 @@ def test_errors(call, match):
 
 
 @pytest.mark.data
-def test_published_weights_score_what_they_should(baseline_weights, cifar_root):
+def test_published_weights_score_what_they_should(data_folder, cifar_root):
     from toolkit.datamodules.cifar import CIFAR10DataModule
 
     network = resnet32()
-    network.load_state_dict(torch.load(baseline_weights, weights_only=True), strict=True)
+    weights = torch.load(data_folder / "weights" / "resnet32_cifar10.pt", weights_only=True)
+    network.load_state_dict(weights, strict=True)
     network.eval()
     data = CIFAR10DataModule(cifar_root, batch_size=500, download=False)
     with pytest.warns(UserWarning, match="checksums"):

@@ -13,11 +13,13 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from toolkit.validation import check_choice, check_vectors, invalid
 
@@ -37,9 +39,11 @@ _ALL_PAIRS = 1 << 20
 #: Vectors that average linkage under the Euclidean distance may have: it needs two copies of all N (N - 1) / 2
 #: distances (1 GiB each at the limit), as means of vectors do not give means of distances.
 _MAX_DENSE = 16_384
-#: Block of the matrix of similarities held at a time (8 MiB, which stays in the cache).
-_BLOCK_ROWS = 512
-_BLOCK_COLUMNS = 4096
+#: Block of the matrix of similarities that a thread holds at a time (2 MiB, which stays in the cache).
+_BLOCK_ROWS = 256
+_BLOCK_COLUMNS = 2048
+#: Blocks after which the threads wait for each other, and the search stops if it has found too much.
+_BATCH = 32
 #: Numbers of the feature matrix converted at a time.
 _CHUNK_ELEMENTS = 1 << 22
 #: Rows of the sample from which the bound of a round is chosen.
@@ -541,58 +545,78 @@ def _threads() -> int:
     return max(1, min(8, allowed))
 
 
-def _gram_blocks(rough: _Singles) -> Iterator[tuple[_Singles, int, int]]:
-    """Blocks of rough @ rough.T that reach above the diagonal; each overwrites the one before."""
+def _sweep(rough: _Singles, visit: Callable[[int, _Singles, int, int], None]) -> Iterator[float]:
+    """Call `visit(worker, block, row, column)` for all blocks of rough @ rough.T that reach above the diagonal.
+
+    Each thread multiplies and looks at blocks of its own, with single-threaded products: threads that share one product
+    wait for each other at every block, which costs most where other programs use the machine too.
+
+    Yields:
+        After every batch of blocks, the share of the pairs in those that were visited.
+    """
     count = len(rough)
-    space = np.empty(_BLOCK_ROWS * _BLOCK_COLUMNS, np.float32)
-    for row in range(0, count, _BLOCK_ROWS):
-        upper = rough[row : row + _BLOCK_ROWS]
-        for column in range(row, count, _BLOCK_COLUMNS):
-            lower = rough[column : column + _BLOCK_COLUMNS]
-            block = space[: len(upper) * len(lower)].reshape(len(upper), len(lower))
+    rows = max(1, min(_BLOCK_ROWS, count // 16))
+    blocks = [(row, column) for row in range(0, count, rows) for column in range(row, count, _BLOCK_COLUMNS)]
+    workers = min(_threads(), len(blocks))
+    spaces = [np.empty(rows * min(_BLOCK_COLUMNS, count), np.float32) for _ in range(workers)]
+    lock = Lock()
+
+    def work(worker: int, todo: Iterator[tuple[int, int]]) -> int:
+        pairs = 0
+        while True:
+            with lock:
+                at = next(todo, None)
+            if at is None:
+                return pairs
+            row, column = at
+            upper, lower = rough[row : row + rows], rough[column : column + _BLOCK_COLUMNS]
+            block = spaces[worker][: len(upper) * len(lower)].reshape(len(upper), len(lower))
             np.matmul(upper, lower.T, out=block)
-            yield block, row, column
+            visit(worker, block, row, column)
+            pairs += block.size
+            if column == row:
+                pairs -= len(upper) * (len(upper) + 1) // 2
+
+    total = count * (count - 1) / 2
+    done = 0
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(blocks), _BATCH):
+            todo = iter(blocks[start : start + _BATCH])
+            done += sum(pool.map(work, range(workers), [todo] * workers))
+            yield min(done / total, 1.0 - 2.0**-30) if start + _BATCH < len(blocks) else 1.0
 
 
 def _find_pairs(points: _Points, groups: _Groups, bound: _Bound, most: int) -> _Found:
     """All pairs of groups up to a bound, or the first of them (by row) where there are more than `most`."""
     heads = groups.members[groups.starts[:-1]]
-    rough = points.rough[heads]
     offset = points.offset[heads]
     offset32 = offset.astype(np.float32)
     least = (offset - bound.key - points.margin).astype(np.float32)
-    workers = _threads()
-    capacity = max(1 << 16, 4 * _BLOCK_COLUMNS)
-    spaces = [(np.empty(capacity), np.empty(capacity, np.int32), np.empty(capacity, np.int32)) for _ in range(workers)]
-    total = groups.count * (groups.count - 1) / 2
+    capacity = max(1 << 15, 2 * _BLOCK_COLUMNS)
+    spaces = [
+        (np.empty(capacity), np.empty(capacity, np.int32), np.empty(capacity, np.int32)) for _ in range(_threads())
+    ]
     parts: list[tuple[_Floats, _Shorts, _Shorts]] = []
-    found = 0
 
-    with ThreadPoolExecutor(workers) as pool:
+    def scan(worker: int, block: _Singles, row: int, column: int) -> None:
+        keys, first, second = spaces[worker]
+        begin = 0
+        while begin < len(block):
+            count, begin = _scan(
+                block, row, column, begin, offset32, least, bound.key, bound.tie, points.exact, points.spread,
+                points.tie, groups.members, groups.starts, keys, first, second,
+            )  # fmt: skip
+            if count:
+                parts.append((keys[:count].copy(), first[:count].copy(), second[:count].copy()))
 
-        def scan(worker: int, block: _Singles, row: int, column: int) -> list[tuple[_Floats, _Shorts, _Shorts]]:
-            keys, first, second = spaces[worker]
-            begin = worker
-            out = []
-            while begin < len(block):
-                # Every so many rows, as those of a block on the diagonal get shorter.
-                count, begin = _scan(
-                    block, row, column, begin, workers, offset32, least, bound.key, bound.tie, points.exact, points.spread,
-                    points.tie, groups.members, groups.starts, keys, first, second,
-                )  # fmt: skip
-                if count:
-                    out.append((keys[:count].copy(), first[:count].copy(), second[:count].copy()))
-            return out
-
-        for block, row, column in _gram_blocks(rough):
-            if found > 2 * most or (found > most and column == row):
-                # About the number of pairs in whole blocks of rows, and in this one so far.
-                done = row * (groups.count - 1) - row * (row - 1) / 2 + len(block) * (column - row)
-                return _joined(parts, min(done / total, 1.0 - 2.0**-30))
-            for some in pool.map(scan, range(workers), *([item] * workers for item in (block, row, column))):
-                parts.extend(some)
-                found += sum(len(part[0]) for part in some)
-    return _joined(parts, 1.0)
+    share = 0.0
+    seen = found = 0
+    for share in _sweep(points.rough[heads], scan):  # noqa: B007 (the last one counts)
+        found += sum(len(part[0]) for part in parts[seen:])
+        seen = len(parts)
+        if found > most:
+            break
+    return _joined(parts, share)
 
 
 def _joined(parts: list[tuple[_Floats, _Shorts, _Shorts]], share: float) -> _Found:
@@ -608,13 +632,13 @@ def _joined(parts: list[tuple[_Floats, _Shorts, _Shorts]], share: float) -> _Fou
 
 @_kernel
 def _scan(
-    block: Any, row: int, column: int, begin: int, step: int, offset: Any, least: Any, limit: float, limit_tie: int,
+    block: Any, row: int, column: int, begin: int, offset: Any, least: Any, limit: float, limit_tie: int,
     exact: Any, spread: Any, tie: Any, members: Any, starts: Any, keys: Any, first: Any, second: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """Pairs of groups of a block within the limit, by their farthest pair of members; returns (count, next row)."""
     width = block.shape[1]
     count = 0
-    for r in range(begin, len(block), step):
+    for r in range(begin, len(block)):
         a = row + r
         if len(keys) - count < width:
             return count, r
@@ -698,9 +722,11 @@ def _sparse(
             # A little more than asked for: rounding must not lose a merge at the threshold, the height decides later.
             limit = 0.5 * (threshold / scale) * (threshold / scale) * (1 + 2.0**-48)
     rounds = _Rounds(points, linkage, limit, wanted - len(twin_first))
-    while rounds.unfinished():
-        report((len(twin_first) + rounds.done) / wanted)
-        rounds.advance()
+    # The threads of `_sweep` each make products of their own; restored on the way out.
+    with threadpool_limits(1, user_api="blas"):
+        while rounds.unfinished():
+            report((len(twin_first) + rounds.done) / wanted)
+            rounds.advance()
     heights = np.concatenate([np.zeros(len(twin_first)), *rounds.keys])
     if linkage == "average":
         # Means are computed anew in each round, which may lower them by a rounding error.
@@ -819,7 +845,7 @@ class _Rounds:
             return _Bound(self.limit, self.last_tie)
         rough = self.points.rough[groups.members[groups.starts[:-1]]]
         offset = self.points.offset[groups.members[groups.starts[:-1]]]
-        size = max(16, min(_SAMPLE_ROWS, (1 << 24) // count))
+        size = max(16, min(_SAMPLE_ROWS, (1 << 24) // count, count // 32))
         rows = np.unique(np.linspace(0, count - 1, size).astype(np.int64))
         sample = offset[rows, None] + (offset - (rough[rows] @ rough.T))
         sample[np.arange(len(rows)), rows] = math.inf
@@ -1145,14 +1171,12 @@ def _find_nearest(points: _Points, labels: _Ints, count: int, limit: float) -> t
     def scan(worker: int, block: _Singles, row: int, column: int) -> None:
         reach = best[worker][labels[column : column + block.shape[1]]].astype(np.float32)
         _scan_nearest(
-            block, row, column, worker, workers, offset, points.offset, points.margin, reach, points.exact, labels,
+            block, row, column, offset, points.offset, points.margin, reach, points.exact, labels,
             best[worker], low[worker], high[worker],
         )  # fmt: skip
 
-    with ThreadPoolExecutor(workers) as pool:
-        for block, row, column in _gram_blocks(points.rough):
-            for _ in pool.map(scan, range(workers), *([item] * workers for item in (block, row, column))):
-                pass
+    for _ in _sweep(points.rough, scan):
+        pass
     for k in range(1, workers):
         # -1 only where nothing was found; a pair at the limit itself must still win over nothing.
         nearer = (high[k] >= 0) & (
@@ -1167,12 +1191,12 @@ def _find_nearest(points: _Points, labels: _Ints, count: int, limit: float) -> t
 
 @_kernel
 def _scan_nearest(
-    block: Any, row: int, column: int, begin: int, step: int, offset: Any, offset64: Any, margin: float, reach: Any,
+    block: Any, row: int, column: int, offset: Any, offset64: Any, margin: float, reach: Any,
     exact: Any, labels: Any, best: Any, low: Any, high: Any,
 ) -> None:  # fmt: skip
     """Update the nearest pair of each group from a block of points; `reach` has that of the columns' groups."""
     width = block.shape[1]
-    for r in range(begin, len(block), step):
+    for r in range(len(block)):
         i = row + r
         a = labels[i]
         least = np.float32(offset64[i] - margin)

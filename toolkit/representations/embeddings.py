@@ -21,7 +21,8 @@ class Embeddings:
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        ValueError: If the vectors are not a matrix, not finite, or (in `vectors()`) not as many as the data set's images.
+        ValueError: If the vectors are not a matrix, not finite, or (in `vectors()`) not as many as the data set's
+            images.
 
     Example:
         >>> import numpy as np

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib
 import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -168,8 +169,8 @@ class FeatureExtractor:
         find_layer(model, self.layer)
         if view.is_random():
             warnings.warn(
-                "Reading the same images twice gives different ones, and the data module does not tell how to switch that "
-                "off: features will be of randomly augmented images. Give the data module a method "
+                "Reading the same images twice gives different ones, and the data module does not tell how to switch "
+                "that off: features will be of randomly augmented images. Give the data module a method "
                 "`evaluation_dataset()` that returns its training images without augmentation.",
                 RandomAugmentationWarning,
                 stacklevel=3,
@@ -265,13 +266,14 @@ class FeatureExtractor:
     def _to_device(
         self, batch: Any, view: EvaluationView, transform: Callable[[Any], Any] | None, device: torch.device
     ) -> torch.Tensor:
-        raw = images_of(batch, self.input_key)
-        if transform is not None and raw.dtype == torch.uint8:
-            result: torch.Tensor = transform(raw.to(device, non_blocking=True))
-            return result
+        if transform is not None:
+            raw = images_of(batch, self.input_key)
+            if raw.dtype == torch.uint8:
+                result: torch.Tensor = transform(raw.to(device, non_blocking=True))
+                return result
         if view.batch_transform is not None:
-            return images_of(view.batch_transform(batch, device), self.input_key).to(device)
-        images = raw.to(device, non_blocking=True)
+            batch = view.batch_transform(batch, device)
+        images = images_of(batch, self.input_key).to(device, non_blocking=True)
         return images if images.is_floating_point() else images.float() / 255
 
 
@@ -289,13 +291,12 @@ def named_model(name: str, *, pretrained: bool = True) -> tuple[nn.Module, Calla
     from torchvision.transforms import v2
 
     if name in zoo.list_models():
-        weights = zoo.get_model_weights(name).DEFAULT if pretrained else None  # type: ignore[attr-defined]
+        weights = zoo.get_model_weights(name).DEFAULT if pretrained else None
         with _explained_download(name):
             return zoo.get_model(name, weights=weights), (weights.transforms() if weights else None)
-    try:
-        import timm
-    except ImportError:
-        timm = None
+    timm: Any = None
+    with suppress(ImportError):
+        timm = importlib.import_module("timm")
     if timm is None or not timm.is_model(name):
         close = difflib.get_close_matches(name, zoo.list_models(), n=5)
         more = "" if timm else " (timm is not installed, so only torchvision's are known)"
@@ -343,7 +344,9 @@ def _tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int],
             raise invalid("layer", "a layer that runs when the model is called with images", name)
         vectors = caught.pop()
         if len(vectors) != n_images:
-            raise invalid("layer", f"a layer that gives one row an image ({n_images})", f"{name!r}, {len(vectors)} rows")
+            raise invalid(
+                "layer", f"a layer that gives one row an image ({n_images})", f"{name!r}, {len(vectors)} rows"
+            )
         return vectors
 
     handle = module.register_forward_hook(hook)
@@ -361,7 +364,9 @@ def _tensor_of(output: Any, name: str) -> torch.Tensor:
     for item in items:
         if isinstance(item, torch.Tensor):
             return item
-    raise invalid("layer", "a layer that gives a tensor, or a tuple, list or dict with one", f"{name!r}, {type(output)}")
+    raise invalid(
+        "layer", "a layer that gives a tensor, or a tuple, list or dict with one", f"{name!r}, {type(output)}"
+    )
 
 
 def _pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
@@ -383,8 +388,8 @@ class _Collate:
         if isinstance(samples, list) and samples and _is_pil(_image_of(samples[0])):
             if self.transform is None:
                 raise TypeError(
-                    "Images must be tensors, got PIL images. Add a transform to the data set (such as ToTensor), or pass "
-                    "the model by name with its pretrained weights, which bring their own."
+                    "Images must be tensors, got PIL images. Add a transform to the data set (such as ToTensor), or "
+                    "pass the model by name with its pretrained weights, which bring their own."
                 )
             return torch.stack([self.transform(_image_of(sample)) for sample in samples])
         try:
@@ -394,8 +399,8 @@ class _Collate:
             if len(shapes) < 2:
                 raise
             raise ValueError(
-                f"Images must have one size to form a batch, got {shorten(list(shapes))}. Resize them in the data set's "
-                "evaluation transform, or use a collate function."
+                f"Images must have one size to form a batch, got {shorten(list(shapes))}. Resize them in the data "
+                "set's evaluation transform, or use a collate function."
             ) from error
 
 
@@ -466,9 +471,9 @@ class _Sink:
             self.file.flush()
         except OSError as error:
             raise OSError(
-                f"Features could not be written to `cache_dir` {str(self.folder)!r} ({error.strerror or error}). What was "
-                "written stays and is used next time. Make room (python -m toolkit.cache --clear), name another folder, or "
-                "set `cache` to false."
+                f"Features could not be written to `cache_dir` {str(self.folder)!r} ({error.strerror or error}). What "
+                "was written stays and is used next time. Make room (python -m toolkit.cache --clear), name another "
+                "folder, or set `cache` to false."
             ) from error
 
     def __exit__(self, *_: object) -> None:

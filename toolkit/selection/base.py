@@ -86,7 +86,9 @@ class Candidates:
         return result
 
     def _indices(self, name: str, chosen: Sequence[str | int]) -> list[int]:
-        index_of = {str(i): i for i in range(self.n_images)} if self.ids is None else {n: i for i, n in enumerate(self.ids)}
+        index_of = (
+            {str(i): i for i in range(self.n_images)} if self.ids is None else {n: i for i, n in enumerate(self.ids)}
+        )
         unknown = [item for item in chosen if str(item) not in index_of]
         if unknown:
             what = f"indices from 0 to {self.n_images - 1}" if self.ids is None else "ids of the data set's images"
@@ -98,7 +100,9 @@ class Candidates:
         if n_kept < 1:
             raise invalid("keep_fraction", f"large enough to keep one of {self.n_images} images", n_kept)
         if int(self.preferred.sum()) > n_kept:
-            raise invalid("always_keep", f"at most the {n_kept} images that are kept", f"{int(self.preferred.sum())} ids")
+            raise invalid(
+                "always_keep", f"at most the {n_kept} images that are kept", f"{int(self.preferred.sum())} ids"
+            )
         left = self.n_images - int(self.excluded.sum())
         if left < n_kept:
             raise invalid(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class Labels:
 
 
 def _label_set(value: Any, index: int) -> LabelSet:
-    items: Sequence[Any] = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    items: Iterable[Any] = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
     result = []
     for item in items:
         plain = item.item() if isinstance(item, np.generic) else item
@@ -75,6 +75,8 @@ def _label_set(value: Any, index: int) -> LabelSet:
         if isinstance(plain, bool) or not isinstance(plain, (int, str)):
             raise TypeError(f"`labels` must be whole numbers or texts, got {item!r} at index {index}.")
         if isinstance(plain, str) and (";" in plain or not plain):
-            raise ValueError(f"`labels` must be texts that are not empty and have no ';' in them, got {plain!r} at index {index}.")
+            raise ValueError(
+                f"`labels` must be texts that are not empty and have no ';' in them, got {plain!r} at index {index}."
+            )
         result.append(plain)
     return tuple(result) if len(result) == 1 else tuple(sorted(set(result), key=lambda x: (isinstance(x, str), x)))

@@ -16,8 +16,9 @@ def allocate(
 ) -> npt.NDArray[np.int64]:
     """Seats for classes in proportion to their sizes, by largest remainder, within bounds.
 
-    The whole parts of `total * size / sum(sizes)` are given first, then one more each to the largest remainders, ties to
-    the lower index. A class that its bounds hold above or below its share is settled first, and the rest is spread anew.
+    The whole parts of `total * size / sum(sizes)` are given first, then one more each to the largest remainders, ties
+    to the lower index. A class that its bounds hold above or below its share is settled first, and the rest is spread
+    anew.
 
     Args:
         total: Seats in all.

@@ -34,7 +34,14 @@ class RandomSelector(BaseSelector):
         (2, 2)
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("keep_fraction", "n_images", "balance", "always_keep", "always_remove", "seed")
+    settings: ClassVar[tuple[str, ...]] = (
+        "keep_fraction",
+        "n_images",
+        "balance",
+        "always_keep",
+        "always_remove",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -75,14 +82,16 @@ class RandomSelector(BaseSelector):
         if dataset is None:
             raise invalid("dataset", "a data set", None)
         candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove)
-        n_kept = self.n_images if self.n_images is not None else fraction_of(self.keep_fraction or 0, candidates.n_images)
+        n_kept = (
+            self.n_images if self.n_images is not None else fraction_of(self.keep_fraction or 0, candidates.n_images)
+        )
         if not n_kept <= candidates.n_images:
             raise invalid("n_images", f"from 1 to the {candidates.n_images} images", n_kept)
         candidates.check_budget(n_kept)
         if self.balance == "label" and candidates.labels is None:
             raise ValueError(
-                "`labels` must be given where balance='label', got None and a data set that has none. Pass `labels`, give "
-                "the data set an attribute `targets`, or leave `balance` out."
+                "`labels` must be given where balance='label', got None and a data set that has none. Pass `labels`, "
+                "give the data set an attribute `targets`, or leave `balance` out."
             )
         balanced = self.balance == "label" and candidates.labels is not None
         codes = candidates.labels.codes if balanced and candidates.labels else np.zeros(candidates.n_images, np.int64)

@@ -85,7 +85,9 @@ class Selection:
                 raise invalid("ids", "texts of one line without space at either end", broken[0])
 
     @classmethod
-    def from_cut(cls, cut: Cut, status: int = REDUNDANT, excluded: npt.NDArray[np.bool_] | None = None, **more: Any) -> Selection:
+    def from_cut(
+        cls, cut: Cut, status: int = REDUNDANT, excluded: npt.NDArray[np.bool_] | None = None, **more: Any
+    ) -> Selection:
         """A selection from a cut: those it does not keep get `status`, those a person excluded `excluded`."""
         codes = np.where(cut.kept, KEPT, status).astype(np.uint8)
         if excluded is not None:
@@ -121,24 +123,27 @@ class Selection:
             ValueError: If the data set has another number of images than was chosen from.
         """
         if len(dataset) != len(self):
-            raise invalid("dataset", f"the data set of {len(self)} images that was chosen from", f"{len(dataset)} images")
+            raise invalid(
+                "dataset", f"the data set of {len(self)} images that was chosen from", f"{len(dataset)} images"
+            )
         return Subset(dataset, self.kept.tolist())
 
     def with_keep_fraction(self, keep_fraction: float) -> Selection:
         """The selection at another budget, from the stored merge tree, without vectors or distances.
 
         Args:
-            keep_fraction: In (0, 1]: `floor(keep_fraction * N)` images stay. What a person moved in `kept.txt` stays moved,
-                on top of that number.
+            keep_fraction: In (0, 1]: `floor(keep_fraction * N)` images stay. What a person moved in `kept.txt` stays
+                moved, on top of that number.
 
         Raises:
-            ValueError: If the stored tree does not go down that far (see the selector's `tree_floor`), or none is stored.
+            ValueError: If the stored tree does not go down that far (see the selector's `tree_floor`), or none is
+                stored.
 
         Example:
             >>> import numpy as np
             >>> from toolkit import SemanticSelector
-            >>> selection = SemanticSelector(np.random.default_rng(0).normal(size=(20, 3)), keep_fraction=0.9, scope="all").select()
-            >>> len(selection.kept), len(selection.with_keep_fraction(0.6).kept)
+            >>> selection = SemanticSelector(np.random.default_rng(0).normal(size=(20, 3)), keep_fraction=0.9,
+            scope="all").select() >>> len(selection.kept), len(selection.with_keep_fraction(0.6).kept)
             (18, 12)
         """
         check_fraction("keep_fraction", keep_fraction)
@@ -148,8 +153,8 @@ class Selection:
         if n_kept < floor:
             raise invalid(
                 "keep_fraction",
-                f"at least {floor / len(self):.6g} ({floor} of {len(self)} images): the stored tree goes no further down. "
-                "Choose anew, with a smaller `tree_floor` to keep more of the tree",
+                f"at least {floor / len(self):.6g} ({floor} of {len(self)} images): the stored tree goes no further "
+                "down. Choose anew, with a smaller `tree_floor` to keep more of the tree",
                 keep_fraction,
             )
         excluded = self.status == EXCLUDED
@@ -158,7 +163,8 @@ class Selection:
         if n_kept > len(self) - int(excluded.sum()):
             raise invalid(
                 "keep_fraction",
-                f"at most {(len(self) - int(excluded.sum())) / len(self):.6g}: {int(excluded.sum())} images are excluded",
+                f"at most {(len(self) - int(excluded.sum())) / len(self):.6g}: {int(excluded.sum())} images are "
+                f"excluded",
                 keep_fraction,
             )
         config = {**self.config, "keep_fraction": keep_fraction, "threshold": None, "n_groups": None}
@@ -194,13 +200,17 @@ class Selection:
             known = class_names is not None and name.isdigit() and int(name) < len(class_names)
             title = f"{name} {class_names[int(name)]}" if known and class_names is not None else name
             total = count["kept"] + count["removed"]
-            rows.append((title, str(total), str(count["kept"]), str(count["removed"]), f"{100 * count['removed'] / total:.1f}"))
+            rows.append(
+                (title, str(total), str(count["kept"]), str(count["removed"]), f"{100 * count['removed'] / total:.1f}")
+            )
         if len(rows) > 2:
             n, percent = len(self), f"{100 * n_removed / len(self):.1f}"
             rows.append(("total", str(n), str(n - n_removed), str(n_removed), percent))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            )
             for row in rows
         ]
         return "\n".join(line.rstrip() for line in lines)
@@ -217,13 +227,20 @@ class Selection:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], ids: Sequence[str] | None = None, labels: Any = None) -> Selection:
+    def from_state_dict(
+        cls, state: Mapping[str, Any], ids: Sequence[str] | None = None, labels: Any = None
+    ) -> Selection:
         """The selection of a checkpoint; without a merge tree, which checkpoints do not carry."""
-        arrays = (state[name].cpu().numpy() for name in ("status", "group", "representative", "distance"))
+        status, group, representative, distance = (
+            state[name].cpu().numpy() for name in ("status", "group", "representative", "distance")
+        )
         return cls(
-            *arrays,
+            status,
+            group,
+            representative,
+            distance,
             ids=None if ids is None else tuple(ids),
-            labels=None if labels is None else Labels.of(labels, len(state["status"])),
+            labels=None if labels is None else Labels.of(labels, len(status)),
             config=json.loads(state["config"]),
             fingerprint=state["fingerprint"],
         )
@@ -231,9 +248,9 @@ class Selection:
     def save(self, folder: str | Path) -> Path:
         """Write the selection into a folder: `selection.csv`, `kept.txt`, `tree.npz`, and last `selection.json`.
 
-        All files are first written beside their places; replacing `selection.json`, which holds their checksums, is what
-        makes them count. A process killed at any point leaves the old selection or the new one. To change by hand which
-        images are trained on, edit `kept.txt` (one id a line).
+        All files are first written beside their places; replacing `selection.json`, which holds their checksums, is
+        what makes them count. A process killed at any point leaves the old selection or the new one. To change by hand
+        which images are trained on, edit `kept.txt` (one id a line).
 
         Args:
             folder: Where to; made if it does not exist. Other files in it are left alone.
@@ -302,13 +319,15 @@ class Selection:
         except (ValueError, KeyError, TypeError) as error:
             raise SelectionFileError(f"{folder / _SUMMARY} was cut short or altered ({error}).") from error
         if summary["format"] > _FORMAT:
-            raise SelectionFileError(f"{folder / _SUMMARY} was written by a newer version (format {summary['format']}).")
+            raise SelectionFileError(
+                f"{folder / _SUMMARY} was written by a newer version (format {summary['format']})."
+            )
         contents = {name: _read_either(folder, name, checksum) for name, checksum in checksums.items()}
         for name, content in contents.items():
             if name != _IDS and hashlib.sha256(content).hexdigest() != checksums[name]:
                 raise SelectionFileError(
-                    f"{folder / name} was cut short or altered: its checksum is not the one in {_SUMMARY}. To change which "
-                    f"images are kept, edit {_IDS}; otherwise choose anew."
+                    f"{folder / name} was cut short or altered: its checksum is not the one in {_SUMMARY}. To change "
+                    f"which images are kept, edit {_IDS}; otherwise choose anew."
                 )
         recut = None
         if _TREE in contents:
@@ -330,15 +349,17 @@ class Selection:
         """The selection as changed by hand in `kept.txt`."""
         if self._kept_text().encode().startswith(content):
             raise SelectionFileError(
-                f"{path} was cut short: it is the beginning of what was written. If the images after that were taken out on "
-                f"purpose, put an empty line at the end of the file."
+                f"{path} was cut short: it is the beginning of what was written. If the images after that were taken "
+                "out on purpose, put an empty line at the end of the file."
             )
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
         names = [line for line in lines if line]
         index_of = {self.id_of(index): index for index in range(len(self))}
         unknown = [name for name in names if name not in index_of]
         if unknown:
-            raise SelectionFileError(f"{path} must hold ids of this selection, got {len(unknown)} others: {shorten(unknown)}.")
+            raise SelectionFileError(
+                f"{path} must hold ids of this selection, got {len(unknown)} others: {shorten(unknown)}."
+            )
         chosen = np.zeros(len(self), dtype=bool)
         chosen[[index_of[name] for name in names]] = True
         if not chosen.any():

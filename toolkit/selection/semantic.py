@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from toolkit.distributed import on_rank_zero, world
 from toolkit.grouping import MergeTree, find_representatives, merge_tree
 from toolkit.representations import Representation, Vectors
-from toolkit.selection.base import BaseSelector, Candidates, as_representation, source_of, fingerprint_of
+from toolkit.selection.base import BaseSelector, Candidates, as_representation, fingerprint_of, source_of
 from toolkit.selection.quota import QUOTAS, allocate
 from toolkit.selection.recut import MergeForest
 from toolkit.selection.result import Selection
@@ -26,22 +26,22 @@ _SCOPES = ("class", "all")
 class SemanticSelector(BaseSelector):
     """Keep one image of each group found by agglomerative clustering of feature vectors within each class.
 
-    The dissimilarity of two images is one minus the cosine of their vectors, `1 - <u, v> / (|u| |v|)`. Groups are merged
-    from the closest upwards until the budget is met; of each group the representative is kept and the others are
+    The dissimilarity of two images is one minus the cosine of their vectors, `1 - <u, v> / (|u| |v|)`. Groups are
+    merged from the closest upwards until the budget is met; of each group the representative is kept and the others are
     `redundant`. Equal dissimilarities are ordered by index, so the same vectors give the same selection.
 
     Give exactly one of `keep_fraction`, `n_groups` and `threshold`.
 
     Args:
-        features: A representation such as `FeatureExtractor`, or vectors (N, D) that exist: array, tensor, memory map or
-            the path of a `.npy` file.
+        features: A representation such as `FeatureExtractor`, or vectors (N, D) that exist: array, tensor, memory map
+            or the path of a `.npy` file.
         keep_fraction: In (0, 1]: exactly `floor(keep_fraction * N)` of the N images stay.
         n_groups: How many images stay, instead of a fraction.
         threshold: Merge all groups whose dissimilarity is at most this, in [0, 2], instead of meeting a budget.
         linkage: The dissimilarity of two groups: `complete` (of their two most unlike images: bounds the diameter of a
             group), `average` or `single` (of their two most alike; chains unlike images together).
-        representative: Which image of a group stays: the `medoid` (least dissimilar to the others in sum), the `first`, or
-            a `random` one.
+        representative: Which image of a group stays: the `medoid` (least dissimilar to the others in sum), the
+            `first`, or a `random` one.
         quota: How the budget is spread over classes: `proportional` (each class keeps its share, largest remainder) or
             `global` (one threshold for all classes).
         scope: `class` groups images of one class only and needs labels; `all` ignores labels.
@@ -52,8 +52,8 @@ class SemanticSelector(BaseSelector):
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: From `select`, for arguments that are out of range or do not fit the data set, and where features are
-            not finite or zero.
+        ValueError: From `select`, for arguments that are out of range or do not fit the data set, and where features
+            are not finite or zero.
 
     References:
         Birodkar, Mobahi, Bengio, "Semantic Redundancies in Image-Classification Datasets: The 10% You Don't Need",
@@ -124,7 +124,9 @@ class SemanticSelector(BaseSelector):
             if getattr(self, name) is not None
         }
         if len(given) != 1:
-            raise ValueError(f"`keep_fraction` or `n_groups` or `threshold` must be given, exactly one, got {given or None}.")
+            raise ValueError(
+                f"`keep_fraction` or `n_groups` or `threshold` must be given, exactly one, got {given or None}."
+            )
         if self.keep_fraction is not None:
             check_fraction("keep_fraction", self.keep_fraction)
         if self.threshold is not None and not 0 <= self.threshold <= 2:
@@ -139,8 +141,8 @@ class SemanticSelector(BaseSelector):
         """Choose the images of a data set that stay.
 
         Args:
-            dataset: The images, N of them, or an `EvaluationView`; may be None where the selector was given vectors. In a
-                distributed run every rank calls this alike.
+            dataset: The images, N of them, or an `EvaluationView`; may be None where the selector was given vectors.
+                In a distributed run every rank calls this alike.
             labels: The images' labels, shape (N,); the data set's own if None.
             ids: Names of the images; their files if None, where they have any.
         """
@@ -153,7 +155,9 @@ class SemanticSelector(BaseSelector):
         vectors = check_vectors(representation.vectors(dataset), "features", nonzero=True)
         # The vectors are the same on every rank; grouping them is one rank's work, the others wait for its result.
         forest = on_rank_zero(lambda: self._forest(vectors, candidates, classes, n_kept))
-        cut = forest.cut_at(self.threshold) if n_kept is None and self.threshold is not None else forest.cut(n_kept or 0)
+        cut = (
+            forest.cut_at(self.threshold) if n_kept is None and self.threshold is not None else forest.cut(n_kept or 0)
+        )
         return Selection.from_cut(
             cut,
             excluded=candidates.excluded,
@@ -170,8 +174,8 @@ class SemanticSelector(BaseSelector):
             return np.zeros(candidates.n_images, np.int64)
         if candidates.labels is None:
             raise ValueError(
-                "`labels` must be given where scope='class', got None and a data set that has none. Pass `labels`, give the "
-                "data set an attribute `targets`, or set scope='all' to choose without labels."
+                "`labels` must be given where scope='class', got None and a data set that has none. Pass `labels`, "
+                "give the data set an attribute `targets`, or set scope='all' to choose without labels."
             )
         return candidates.labels.codes
 
@@ -212,12 +216,14 @@ class SemanticSelector(BaseSelector):
         floor = int(np.clip(floor, low.sum(), available.sum()))
         # One group fewer than the share at the floor: by largest remainder, a class can have one seat fewer in a larger
         # house. And merges between two images that both stay save nothing, so there may have to be more of them.
-        depth = np.maximum(allocate(floor, sizes, low, available) - 1 - np.maximum(preferred - 1, 0), np.minimum(1, available))
+        depth = np.maximum(
+            allocate(floor, sizes, low, available) - 1 - np.maximum(preferred - 1, 0), np.minimum(1, available)
+        )
         trees = self._trees(vectors, images, depth)
         heights = [tree.heights[-1] if len(tree.heights) else 0.0 for tree in trees]
         if self.quota == "global" and trees:
-            # Every class has done its share of merges at the greatest of these heights, so all of them together have done
-            # enough below it: that is where one threshold for all can be found.
+            # Every class has done its share of merges at the greatest of these heights, so all of them together have
+            # done enough below it: that is where one threshold for all can be found.
             trees = self._extended(vectors, images, trees, max(heights))
         if self.threshold is not None:
             trees = self._extended(vectors, images, trees, self.threshold)
@@ -248,7 +254,9 @@ class SemanticSelector(BaseSelector):
         """The trees with all merges up to a height; one that goes beyond it already stays as it is."""
         return [
             tree
-            if tree.n_leaves == 0 or len(tree.heights) == tree.n_leaves - 1 or (len(tree.heights) and tree.heights[-1] > height)
+            if tree.n_leaves == 0
+            or len(tree.heights) == tree.n_leaves - 1
+            or (len(tree.heights) and tree.heights[-1] > height)
             else self._tree(vectors[i], threshold=height)
             for i, tree in zip(images, trees, strict=True)
         ]

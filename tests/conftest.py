@@ -1,0 +1,39 @@
+"""Shared fixtures: a cache folder of the tests' own, and the real data where there is any."""
+
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real data, from TOOLKIT_DATA."""
+    folder = os.environ.get("TOOLKIT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("TOOLKIT_DATA does not name a folder with the real data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cifar_root(data_folder, tmp_path_factory):
+    """CIFAR-10 in the layout of torchvision, unpacked once."""
+    root = tmp_path_factory.mktemp("cifar")
+    runpy.run_path(str(data_folder / "unpack_cifar.py"))["cifar10"](root)
+    return root
+
+
+@pytest.fixture
+def rng_unchanged():
+    """Fails if the test leaves PyTorch's random state other than it was."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,177 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up_data import write_cifar
+
+from toolkit import Selection, cli
+from toolkit.cache import cache_folder
+
+QUICK = [
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.logger=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["toolkit"])
+
+
+def digits(*more):
+    return ["--config", "digits_semantic.yaml", *QUICK, "--trainer.default_root_dir=runs", *more]
+
+
+def test_fit_trains_a_baseline_prunes_trains_and_controls(capsys):
+    summary = cli.fit(digits())
+    shown = capsys.readouterr().out
+    assert [run["title"] for run in summary["runs"]] == ["baseline (full set)", "pruned", "control (random)"]
+    assert [run["n_images"] for run in summary["runs"]] == [1348, 1213, 1213]
+    assert all(run["epoch_seconds"] > 0 and 0 <= run["score"]["test/accuracy"] <= 1 for run in summary["runs"])
+    assert summary["kept"] == 1213
+    assert sum(count["kept"] for count in summary["classes"].values()) == 1213
+    assert "removed %" in shown
+    assert "selection: chosen in" in shown
+    assert str(cache_folder()) in shown
+    assert json.loads(Path("runs/summary.json").read_text()) == json.loads(json.dumps(summary))
+    stored = Selection.load("runs/selection")
+    assert len(stored.kept) == 1213
+    assert len(stored.with_keep_fraction(0.5).kept) == 674
+
+    again = cli.fit(digits("--data.selector.keep_fraction=0.8", "--control=balanced"))
+    assert [run["n_images"] for run in again["runs"]] == [1348, 1078, 1078]
+    assert again["runs"][0] == summary["runs"][0], "the baseline is found, not trained again"
+    assert len(list((cache_folder() / "baselines").iterdir())) == 1
+    assert len(list((cache_folder() / "features").iterdir())) == 1
+    assert len(list((cache_folder() / "selections").iterdir())) == 2
+
+
+def test_select_writes_the_selection_and_trains_nothing_but_the_baseline(capsys):
+    selection = cli.select(digits("--output", "selection"))
+    assert np.array_equal(Selection.load("selection").kept, selection.kept)
+    shown = capsys.readouterr().out
+    assert "total" in shown
+    assert "baseline (full set)" in shown
+    assert "pruned" not in shown
+    # What was chosen can be trained on, from a config.
+    trained = cli.fit(
+        [
+            "--model=toolkit.models.ImageClassifier",
+            "--model.network=resnet20",
+            "--model.in_channels=1",
+            "--data=toolkit.datamodules.PrunedDataModule",
+            "--data.datamodule=toolkit.datamodules.DigitsDataModule",
+            "--data.selector=selection",
+            *QUICK,
+        ]
+    )
+    assert trained["runs"][0]["n_images"] == 1213
+
+
+def test_resume_takes_the_selection_of_the_checkpoint():
+    args = digits("--control=null", "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint")
+    first = cli.fit([*args, "--trainer.callbacks.save_last=true"])
+    shutil.rmtree(cache_folder())
+    resumed = cli.fit([*digits("--control=null"), "--ckpt_path=runs/checkpoints/last.ckpt", "--trainer.max_epochs=2"])
+    assert [run["title"] for run in resumed["runs"]] == ["pruned"], "no baseline is needed"
+    assert resumed["kept"] == first["kept"]
+    assert not (cache_folder() / "selections").exists()
+
+
+def test_a_plain_data_module_is_just_trained():
+    summary = cli.fit(
+        [
+            "--model=toolkit.models.ImageClassifier",
+            "--model.network=resnet20",
+            "--model.in_channels=1",
+            "--data=toolkit.datamodules.DigitsDataModule",
+            *QUICK,
+        ]
+    )
+    assert [run["title"] for run in summary["runs"]] == ["trained"]
+    assert summary["kept"] is None
+    with pytest.raises(SystemExit, match="`data` must be a PrunedDataModule to select from, got DigitsDataModule"):
+        cli.select(
+            ["--model=toolkit.models.ImageClassifier", "--data=toolkit.datamodules.DigitsDataModule", "--output=s"]
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*checksums")
+@pytest.mark.parametrize("name", sorted(cli.shipped_configs()))
+def test_every_shipped_config_fits_a_batch(name, tmp_path):
+    args = ["--config", name, *QUICK, "--trainer.limit_train_batches=1", "--trainer.limit_test_batches=1"]
+    if name.startswith("cifar"):
+        classes = int(name.removeprefix("cifar").partition("_")[0])
+        write_cifar(tmp_path / "data", classes, 200)
+        args += ["--data.datamodule.init_args.download=false"]
+    summary = cli.fit([*args, "--trainer.max_steps=1"])
+    assert summary["runs"][-1]["score"]["test/accuracy"] >= 0
+
+
+def test_a_given_checkpoint_is_the_baseline(tmp_path):
+    from toolkit.models import ImageClassifier
+
+    model = ImageClassifier("resnet20", in_channels=1)
+    torch.save(model.state_dict(), "weights.pt")
+    summary = cli.fit(digits("--control=null", "--baseline.checkpoint=weights.pt"))
+    assert [run["title"] for run in summary["runs"]] == ["baseline (given)", "pruned"]
+    assert not (cache_folder() / "baselines").exists()
+    with pytest.raises(SystemExit, match="`baseline.checkpoint` must be an existing file, got 'nowhere.pt'"):
+        cli.fit(digits("--baseline.checkpoint=nowhere.pt"))
+
+
+def test_configs_are_found_here_first_then_among_the_shipped():
+    shipped = cli.shipped_configs()
+    assert cli.resolve_configs(["--config", "digits_semantic.yaml"]) == [
+        "--config",
+        str(shipped["digits_semantic.yaml"]),
+    ]
+    assert cli.resolve_configs(["-c", "digits_semantic"])[1] == str(shipped["digits_semantic.yaml"])
+    assert cli.resolve_configs(["--config=digits_semantic.yaml"]) == [f"--config={shipped['digits_semantic.yaml']}"]
+    Path("digits_semantic.yaml").write_text("seed_everything: 3\n")
+    assert cli.resolve_configs(["--config", "digits_semantic.yaml"])[1] == "digits_semantic.yaml"
+    with pytest.raises(SystemExit, match=r"one of the shipped .*cifar10_semantic.yaml.*, got 'nowhere.yaml'"):
+        cli.resolve_configs(["--config", "nowhere.yaml"])
+
+
+def test_an_unwritable_output_is_told_before_any_work():
+    Path("file").write_text("")
+    with pytest.raises(OSError, match="`output` must be a folder that can be written to, got 'file"):
+        cli.select(digits("--output=file/selection"))
+    assert not cache_folder().exists() or not any(cache_folder().iterdir())
+
+
+def test_bad_settings_are_told_before_the_baseline_is_trained():
+    with pytest.raises(ValueError, match=r"`keep_fraction` must be in \(0, 1\], got 1.5"):
+        cli.fit(digits("--data.selector.keep_fraction=1.5"))
+    assert not (cache_folder() / "baselines").exists()
+
+
+def test_print_config_is_complete_and_can_be_read_back(capsys):
+    with pytest.raises(SystemExit):
+        cli.fit(digits("--print_config"))
+    printed = capsys.readouterr().out
+    assert "keep_fraction: 0.9" in printed
+    assert "linkage: complete" in printed
+    Path("whole.yaml").write_text(printed)
+    summary = cli.fit(["--config", "whole.yaml", "--control=null", *QUICK])
+    assert summary["kept"] == 1213
+
+
+def test_help_shows_the_docstrings(capsys):
+    with pytest.raises(SystemExit):
+        cli.fit(["--help"])
+    shown = capsys.readouterr().out
+    assert "--baseline.checkpoint" in shown
+    assert "the baseline is trained on the" in shown
+    with pytest.raises(SystemExit):
+        cli.fit(["--data.help=toolkit.datamodules.PrunedDataModule"])
+    assert "What chooses the images" in " ".join(capsys.readouterr().out.split())
