@@ -1,0 +1,40 @@
+"""What every benchmark writes beside its figures: versions, machine, load."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of Python and some packages."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def machine() -> dict[str, Any]:
+    """What the benchmark ran on."""
+    found: dict[str, Any] = {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+    try:
+        import torch
+    except ImportError:
+        return found
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write a benchmark's figures as JSON, with the machine and the versions."""
+    content = {"machine": machine(), "versions": versions("numpy", "scipy", "torch"), **results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written to {path}")
