@@ -60,9 +60,9 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     Example:
         >>> import tempfile, torch
         >>> model, path = torch.nn.Linear(2, 1), tempfile.mktemp()
-        >>> torch.save({"state_dict": {"net." + k: v * 0 for k, v in model.state_dict().items()}}, path)
+        >>> torch.save({"state_dict": {"net." + k: torch.ones_like(v) for k, v in model.state_dict().items()}}, path)
         >>> load_weights(model, path); float(model.bias)
-        0.0
+        1.0
     """
     state = read_state_dict(checkpoint)
     wanted = model.state_dict()

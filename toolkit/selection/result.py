@@ -142,8 +142,9 @@ class Selection:
         Example:
             >>> import numpy as np
             >>> from toolkit import SemanticSelector
-            >>> selection = SemanticSelector(np.random.default_rng(0).normal(size=(20, 3)), keep_fraction=0.9,
-            scope="all").select() >>> len(selection.kept), len(selection.with_keep_fraction(0.6).kept)
+            >>> vectors = np.random.default_rng(0).normal(size=(20, 3))
+            >>> selection = SemanticSelector(vectors, keep_fraction=0.9, scope="all").select()
+            >>> len(selection.kept), len(selection.with_keep_fraction(0.6).kept)
             (18, 12)
         """
         check_fraction("keep_fraction", keep_fraction)

@@ -62,9 +62,9 @@ class SemanticSelector(BaseSelector):
     Example:
         >>> import numpy as np
         >>> vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [1.0, 1.0]])
-        >>> selection = SemanticSelector(vectors, keep_fraction=0.75).select(labels=[0, 0, 1, 1])
+        >>> selection = SemanticSelector(vectors, keep_fraction=0.5).select(labels=[0, 0, 1, 1])
         >>> selection.kept
-        array([0, 2, 3])
+        array([0, 2])
     """
 
     settings: ClassVar[tuple[str, ...]] = (

@@ -1,0 +1,77 @@
+"""The README's examples run, and its commands are the ones that are tested elsewhere."""
+
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import toolkit
+from toolkit import Selection, cli
+from toolkit.datamodules import DigitsDataModule
+from toolkit.models import ImageClassifier
+
+ROOT = Path(toolkit.__file__).parent.parent
+README = ROOT / "README.md"
+
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="the toolkit is installed without its README")
+
+
+def examples():
+    found = re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert [name for name, _ in found] == ["wrap", "vectors", "folder"]
+    assert README.read_text().count("```python") == len(found), "every example is run here"
+    return dict(found)
+
+
+def commands():
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [line for kind, block in blocks if not kind for line in block.splitlines()]
+
+
+def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = ImageClassifier("resnet20", in_channels=1)
+    torch.save(model.state_dict(), "baseline.ckpt")
+    digits = DigitsDataModule()
+    digits.setup("fit")
+    dataset = digits.evaluation_dataset()
+    names = {
+        "model": model,
+        "MyDataModule": DigitsDataModule,
+        "dataset": dataset,
+        "embeddings": np.random.default_rng(0).normal(size=(len(dataset), 8)),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for code in examples().values():
+            exec(code, names)
+    assert len(names["train_set"]) == 943
+    assert len(Selection.load("selection").kept) == 1213
+    names["datamodule"].setup("fit")
+    assert len(names["datamodule"].train_dataloader().dataset) == 1213
+
+
+def test_set_up_commands_are_the_ones_that_ci_runs():
+    install_and_run, install_and_test = commands()[:2]
+    assert install_and_run.startswith("python -m pip install -c constraints.txt . && python -m toolkit.fit")
+    assert install_and_test in (ROOT / ".ci" / "run").read_text()
+
+
+def test_commands_name_configs_and_options_that_exist(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["toolkit"])
+    mentioned = re.search(r"`configs/`: (.*?)\)", README.read_text(), flags=re.DOTALL)[1]
+    assert set(re.findall(r"`(\w+)`", mentioned)) == {name.removesuffix(".yaml") for name in cli.shipped_configs()}
+    for command in commands():
+        words = shlex.split(command.split("&& ")[-1])[2:]
+        if words[0] in {"toolkit.fit", "toolkit.select"}:
+            with pytest.raises(SystemExit) as stop:
+                getattr(cli, words[0].partition(".")[2])([*words[1:], "--print_config"])
+            assert stop.value.code == 0, command
+    assert "keep_fraction: 0.8" in capsys.readouterr().out
