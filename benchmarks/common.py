@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage also counts what the parent had before this program was started in its place.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,11 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-import scipy
-import sklearn
+from common import peak_mib, versions, write_results
 
 from toolkit.grouping import LINKAGES, agglomerate, find_representatives, merge_tree
 
@@ -55,17 +51,6 @@ def warm_up(linkage: str = "complete") -> None:
         tree = merge_tree(few.astype(dtype), n_groups=1, linkage=linkage)
         find_representatives(few.astype(dtype), tree).at(tree, 1)
         tree.cut(n_groups=10)
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage also counts what the parent had before this program was started in its place.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -158,23 +143,14 @@ def main() -> None:
         kept, linkage, count = arguments.child
         print(json.dumps(single(float(kept), linkage, int(count))))
         return
-    results: dict[str, Any] = {
-        "seed": SEED,
-        "versions": {
-            "python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__,
-            "numba": numba.__version__, "scikit-learn": sklearn.__version__,
-        },
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count()},
-    }  # fmt: skip
+    results: dict[str, Any] = {"seed": SEED, "packages": versions("numba", "scikit-learn")}
     warm_up()
     results["ten_classes"] = [classes(kept, arguments.repeats) for kept in (0.9, 0.5)]
     results["one_class"] = [in_new_process(kept, "complete") for kept in (0.9, 0.5)]
     results["one_class"] += [in_new_process(0.5, linkage) for linkage in LINKAGES if linkage != "complete"]
     if arguments.large:
         results["mixture"] = [in_new_process(kept, "complete", 200_000) for kept in (0.9, 0.5)]
-    results["load_average"] = [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    write_results(arguments.output, results)
 
 
 if __name__ == "__main__":

@@ -242,6 +242,10 @@ class PrunedDataModule(L.LightningDataModule):
             )
         return loader
 
+    def evaluation_dataset(self) -> Any:
+        """All training images, also those that are removed, without augmentation where that can be switched off."""
+        return self._evaluation_dataset(self._inner_loader())
+
     def _evaluation_dataset(self, loader: DataLoader[Any]) -> Any:
         """The training images without augmentation, in the order of the training set."""
         own = getattr(self.datamodule, "evaluation_dataset", None)

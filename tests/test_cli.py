@@ -44,6 +44,7 @@ def test_fit_trains_a_baseline_prunes_trains_and_controls(capsys):
     assert json.loads(Path("runs/summary.json").read_text()) == json.loads(json.dumps(summary))
     stored = Selection.load("runs/selection")
     assert len(stored.kept) == 1213
+    assert Path("runs/groups.png").read_bytes().startswith(b"\x89PNG")
     assert len(stored.with_keep_fraction(0.5).kept) == 674
 
     again = cli.fit(digits("--data.selector.keep_fraction=0.8", "--control=balanced"))

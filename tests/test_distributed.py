@@ -60,6 +60,8 @@ def test_two_processes_hold_the_subset_that_one_process_chooses(tmp_path):
     assert first["total_steps"] == second["total_steps"] == 4
     assert alone["total_steps"] == 8
     assert (first["origin"], second["origin"], alone["origin"]) == ("chosen", "chosen", "cache")
+    features = sorted(path.name for path in Path(os.environ["TOOLKIT_CACHE"]).rglob("*") if path.is_file())
+    assert features == ["features.json", "features.npy"], "one file in the end, not one a rank"
 
 
 def test_an_error_on_one_rank_stops_all(tmp_path):

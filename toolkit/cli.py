@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from toolkit import cache
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
+from toolkit.plotting import plot_groups
 from toolkit.representations import FeatureExtractor
 from toolkit.selection import Selection
 
@@ -65,7 +66,7 @@ class Run:
     """One training run and what came of it."""
 
     title: str
-    n_images: int
+    n_images: int | None
     epoch_seconds: float | None
     score: dict[str, float]
     folder: str | None = None
@@ -74,7 +75,7 @@ class Run:
         """The run as a row of the summary's table."""
         seconds = "not measured" if self.epoch_seconds is None else f"{self.epoch_seconds:.2f}"
         score = ", ".join(f"{name} {value:.4f}" for name, value in self.score.items()) or "not measured"
-        return self.title, str(self.n_images), seconds, score
+        return self.title, "" if self.n_images is None else str(self.n_images), seconds, score
 
 
 class ToolkitCLI(LightningCLI):
@@ -296,12 +297,11 @@ def _supply_baseline(cli: ToolkitCLI, datamodule: Any) -> Run:
     assert extractor is not None
     baseline = cli.config_init["baseline"]
     extractor.model = baseline.model if baseline.model is not None else cli.model
-    n_images = 0
     if baseline.checkpoint is not None:
         extractor.checkpoint = baseline.checkpoint
         if not Path(baseline.checkpoint).expanduser().is_file():
             sys.exit(f"error: `baseline.checkpoint` must be an existing file, got {baseline.checkpoint!r}.")
-        return Run("baseline (given)", n_images, None, {}, baseline.checkpoint)
+        return Run("baseline (given)", None, None, {}, baseline.checkpoint)
     datamodule.prepare_data()
     datamodule.setup("fit")
     config = cli.plain_config()
@@ -363,22 +363,38 @@ def _score(trainer: L.Trainer, model: L.LightningModule, datamodule: Any) -> dic
     return {}
 
 
+def _draw_groups(datamodule: Any, selection: Selection, path: Path) -> Path | None:
+    """Draw the largest groups, if there are any and the data set's samples are images."""
+    try:
+        figure = plot_groups(selection, datamodule.evaluation_dataset(), class_names=_class_names(datamodule))
+    except ValueError as error:
+        log.info("no picture of groups: %s", error)
+        return None
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _class_names(datamodule: Any) -> list[str] | None:
+    names = getattr(datamodule, "class_names", None)
+    return None if names is None else list(names)
+
+
 def _report(datamodule: Any, selection: Selection | None, runs: list[Run], folder: Path) -> dict[str, Any]:
     """Print the summary and write it, with the selection, where the run's files are."""
     lines: list[str] = []
     files = {"summary": folder / "summary.json"}
     if selection is not None:
-        lines += ["", selection.summary(getattr(datamodule, "class_names", None)), ""]
+        lines += ["", selection.summary(_class_names(datamodule)), ""]
         seconds = getattr(datamodule, "seconds_choosing", None)
         if seconds is not None:
             how = {"cache": "found in the cache", "chosen": "chosen"}.get(
                 datamodule.origin, f"from {datamodule.origin}"
             )
             lines.append(f"selection: {how} in {seconds:.1f} s")
-        if not (folder / "selection.json").is_file():
-            files["selection"] = selection.save(folder / "selection")
-        else:
-            files["selection"] = folder
+        files["selection"] = folder if (folder / "selection.json").is_file() else selection.save(folder / "selection")
+        picture = _draw_groups(datamodule, selection, folder / "groups.png")
+        if picture is not None:
+            files["picture of the largest groups"] = picture
     if runs:
         rows = [("run", "images", "s/epoch", "score"), *(run.row() for run in runs)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +18,8 @@ T = TypeVar("T")
 #: Long enough for one rank to work while the others wait.
 _PATIENCE = timedelta(days=1)
 _CHUNK_BYTES = 1 << 26
-_groups: dict[int, Any] = {}
+#: The process group and the group made beside it; both held, so that neither is mistaken for a later one.
+_patient: list[Any] = [None, None]
 
 
 def world() -> tuple[int, int]:
@@ -28,11 +31,9 @@ def world() -> tuple[int, int]:
 
 def _patient_group() -> Any:
     """A group of all ranks over CPU memory that outwaits long work on one of them; made once for a process group."""
-    key = id(distributed.group.WORLD)
-    if key not in _groups:
-        _groups.clear()
-        _groups[key] = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    return _groups[key]
+    if _patient[0] is not distributed.group.WORLD:
+        _patient[:] = distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return _patient[1]
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
@@ -100,7 +101,7 @@ def share(n_items: int, chunk: int) -> tuple[int, int]:
 
 
 def gather_rows(
-    own: npt.NDArray[Any], n_rows: int, chunk: int, out: npt.NDArray[Any] | None = None
+    own: npt.NDArray[Any], n_rows: int, chunk: int, memory_limit: int = 1 << 30, folder: Path | None = None
 ) -> npt.NDArray[Any]:
     """All ranks' rows in order, on every rank, from the shares that `share(n_rows, chunk)` gave.
 
@@ -108,14 +109,19 @@ def gather_rows(
         own: This rank's rows, shape (share, D).
         n_rows: Rows over all ranks.
         chunk: The same as given to `share`.
-        out: Where to put them, shape (n_rows, D); made if None.
+        memory_limit: Above this many bytes the rows go to a temporary file, returned as a memory map.
+        folder: Where to make that file.
     """
     rank, size = world()
     if size == 1:
         return own
     width = max(gather_objects(own.shape[1]))
-    if out is None:
+    out: npt.NDArray[Any]
+    if 4 * n_rows * width <= memory_limit:
         out = np.empty((n_rows, width), np.float32)
+    else:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            out = np.memmap(file, np.float32, "w+", shape=(n_rows, width))
     n_chunks = -(-n_rows // chunk)
     step = max(1, _CHUNK_BYTES // (4 * width))
     for source in range(size):

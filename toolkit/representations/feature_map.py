@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from toolkit.cache import writable_folder
 from toolkit.checkpoints import load_weights
-from toolkit.distributed import gather_objects, gather_rows, share, together, world
+from toolkit.distributed import gather_objects, gather_rows, on_rank_zero, share, together, world
 from toolkit.fingerprint import content_hash, describe, settings_hash, weights_hash
 from toolkit.representations.base import Collate, EvaluationView, Vectors, images_of
 from toolkit.reproducibility import full_precision, preserved_rng
@@ -184,7 +184,12 @@ class FeatureExtractor:
         own = together(lambda: self._share(model, transform, view, start, stop, folder))
         if world()[1] == 1:
             return check_vectors(own, "features") if folder is None else _publish(folder, start, stop, own)
-        return check_vectors(gather_rows(own, len(view), self.batch_size), "features")
+        vectors = check_vectors(gather_rows(own, len(view), self.batch_size, MEMORY_LIMIT, folder), "features")
+        if folder is not None:
+            # What the ranks wrote each was for going on after an interruption; from here on there is one file.
+            on_rank_zero(lambda: _write_finished(folder, vectors))
+            (folder / f"part-{start}-{stop}.npy").unlink(missing_ok=True)
+        return vectors
 
     def _cache_folder(self, view: EvaluationView) -> Path:
         key = settings_hash({"images": view.fingerprint(), "extractor": self.fingerprint(), "batch": self.batch_size})
@@ -517,6 +522,15 @@ def _publish(folder: Path, start: int, stop: int, vectors: Vectors) -> Vectors:
         part.replace(folder / "features.npy")
         return _in_memory_if_small(np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False))
     return vectors
+
+
+def _write_finished(folder: Path, vectors: Vectors) -> None:
+    """Write vectors that are in memory as a finished file."""
+    unfinished = folder / "unfinished.npy"
+    with unfinished.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+    (folder / "features.json").write_text(json.dumps({"rows": len(vectors), "sha256": content_hash(vectors)}))
+    unfinished.replace(folder / "features.npy")
 
 
 def _read(folder: Path, n_rows: int) -> Vectors | None:

@@ -199,7 +199,8 @@ class Selection:
         n_removed = len(self.removed)
         for name, count in self.counts().items():
             known = class_names is not None and name.isdigit() and int(name) < len(class_names)
-            title = f"{name} {class_names[int(name)]}" if known and class_names is not None else name
+            named = class_names[int(name)] if known and class_names is not None else name
+            title = name if named == name else f"{name} {named}"
             total = count["kept"] + count["removed"]
             rows.append(
                 (title, str(total), str(count["kept"]), str(count["removed"]), f"{100 * count['removed'] / total:.1f}")
