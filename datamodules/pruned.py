@@ -117,6 +117,8 @@ class PrunedDataModule(L.LightningDataModule):
         self.origin: str | None = None
         self._selection: Selection | None = None
         self._is_set_up = False
+        #: Whether the selection was compared with the training set.
+        self._is_checked = False
         for name in _FORWARDED:
             self.__dict__[name] = getattr(datamodule, name)
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams"):
@@ -171,7 +173,7 @@ class PrunedDataModule(L.LightningDataModule):
         Raises:
             RuntimeError: If `prepare_data()` and `setup("fit")` were not called before.
         """
-        if self._selection is None or self.origin in {"folder", "given"}:
+        if self._selection is None or not self._is_checked:
             if not self._is_set_up:
                 raise RuntimeError("Call `prepare_data()` and `setup('fit')` of the data module before `selection`.")
             return self._selection_for(self._inner_loader())
@@ -218,7 +220,7 @@ class PrunedDataModule(L.LightningDataModule):
                 "images and their order are the same (files that were copied have new times)."
             )
         self._selection = Selection.from_state_dict(stored, ids_of(dataset), labels_of(dataset))
-        self.origin = "checkpoint"
+        self.origin, self._is_checked = "checkpoint", True
 
     def _inner_loader(self) -> DataLoader[Any]:
         """The inner module's training loader, if it is one that can be pruned."""
@@ -324,8 +326,9 @@ class PrunedDataModule(L.LightningDataModule):
                 f"`selector` must be a selection from the training set's {n_images} images, got one from "
                 f"{len(self._selection)} images."
             )
-        if self.origin == "folder":
+        if self.origin == "folder" and not self._is_checked:
             self._check_folder(self._selection, loader)
+        self._is_checked = True
         return self._selection
 
     def _check_folder(self, selection: Selection, loader: DataLoader[Any]) -> None:
@@ -344,7 +347,6 @@ class PrunedDataModule(L.LightningDataModule):
                 "the images and their order are the same.",
                 stacklevel=4,
             )
-        self.origin = "checked folder"
 
     def _choose(self, loader: DataLoader[Any]) -> Selection:
         """Find the selection in the cache, or make it and keep it there."""

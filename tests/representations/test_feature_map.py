@@ -245,6 +245,13 @@ def test_checkpoints_go_into_the_copy(tmp_path):
     assert fresh.fingerprint() == extractor(other).fingerprint() != extractor(model).fingerprint()
 
 
+def test_a_model_of_half_precision_is_run_in_float32():
+    half = network().to(torch.bfloat16)
+    vectors = extractor(half).vectors(TensorDataset(images()))
+    assert half.conv.weight.dtype == torch.bfloat16
+    np.testing.assert_allclose(vectors, expected(copy.deepcopy(half).float(), images()).mean((2, 3)), atol=1e-6)
+
+
 def test_fingerprint_sees_layer_pooling_and_weights():
     prints = {
         extractor(network()).fingerprint(),

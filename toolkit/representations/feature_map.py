@@ -140,7 +140,9 @@ class FeatureExtractor:
 
     def fingerprint(self) -> str:
         """A text that differs with the weights, the layer or the pooling."""
-        model, transform = self._copy()
+        return self._fingerprint(*self._copy())
+
+    def _fingerprint(self, model: nn.Module, transform: Callable[[Any], Any] | None) -> str:
         name, _ = find_layer(model, self.layer)
         return settings_hash(
             {
@@ -175,7 +177,7 @@ class FeatureExtractor:
                 RandomAugmentationWarning,
                 stacklevel=3,
             )
-        folder = self._cache_folder(view) if self.cache else None
+        folder = self._cache_folder(view, self._fingerprint(model, transform)) if self.cache else None
         if folder is not None:
             found = _read(folder, len(view))
             if all(gather_objects(found is not None)) and found is not None:
@@ -191,8 +193,8 @@ class FeatureExtractor:
             (folder / f"part-{start}-{stop}.npy").unlink(missing_ok=True)
         return vectors
 
-    def _cache_folder(self, view: EvaluationView) -> Path:
-        key = settings_hash({"images": view.fingerprint(), "extractor": self.fingerprint(), "batch": self.batch_size})
+    def _cache_folder(self, view: EvaluationView, extractor: str) -> Path:
+        key = settings_hash({"images": view.fingerprint(), "extractor": extractor, "batch": self.batch_size})
         return writable_folder("features", key[:32], self.cache_dir)
 
     def _copy(self) -> tuple[nn.Module, Callable[[Any], Any] | None]:
@@ -210,7 +212,7 @@ class FeatureExtractor:
             model = copy.deepcopy(inner)
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint)
-        return model.eval().requires_grad_(requires_grad=False), transform
+        return model.float().eval().requires_grad_(requires_grad=False), transform
 
     def _device(self, view: EvaluationView) -> torch.device:
         if self.device is not None:
