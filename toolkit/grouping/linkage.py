@@ -58,8 +58,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def _kernel(function: _F) -> _F:
     """Compile `function`; sums may be reordered (which vectorises them), NaN and infinities keep their meaning."""
-    compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})(function)
-    return cast("_F", compiled)
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}}
+    try:
+        return cast("_F", numba.njit(cache=True, **options)(function))
+    except RuntimeError:
+        # No folder to keep compiled code in can be written to: it is compiled anew in every process.
+        return cast("_F", numba.njit(**options)(function))
 
 
 @dataclass(frozen=True)
