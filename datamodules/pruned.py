@@ -23,6 +23,7 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -32,6 +33,7 @@ from toolkit.datasets import evaluation_dataset, ids_of, labels_of
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
 from toolkit.representations import EvaluationView
+from toolkit.reproducibility import preserved_rng
 from toolkit.selection import Selection, SelectionFileError, Selector
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -176,7 +178,11 @@ class PrunedDataModule(L.LightningDataModule):
         if self._selection is None or not self._is_checked:
             if not self._is_set_up:
                 raise RuntimeError("Call `prepare_data()` and `setup('fit')` of the data module before `selection`.")
-            return self._selection_for(self._inner_loader())
+            try:
+                return self._selection_for(self._inner_loader())
+            except AttributeError as error:
+                # Left as it is, Python would ask the inner module for `selection` and report that instead.
+                raise RuntimeError(f"The selection could not be made: {error}") from error
         return self._selection
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -219,6 +225,10 @@ class PrunedDataModule(L.LightningDataModule):
                 "the data it was started on, start a new run, or set `allow_changed_data` if you know that the "
                 "images and their order are the same (files that were copied have new times)."
             )
+        if self._selection is not None and torch.equal(
+            torch.from_numpy(self._selection.status), stored["status"].cpu()
+        ):
+            return  # The same, and with its merge tree.
         self._selection = Selection.from_state_dict(stored, ids_of(dataset), labels_of(dataset))
         self.origin, self._is_checked = "checkpoint", True
 
@@ -242,6 +252,10 @@ class PrunedDataModule(L.LightningDataModule):
                 f"The training data set of {name} must have a length to be pruned, got {type(loader.dataset).__name__} "
                 "without `__len__`."
             )
+        if type(loader.sampler) is SubsetRandomSampler:
+            # Images that the sampler never draws are no training images: nothing is chosen among or in favour of them.
+            drawn = sorted({int(index) for index in loader.sampler.indices})
+            return _rebuilt(loader, Subset(loader.dataset, drawn), drawn)
         return loader
 
     def evaluation_dataset(self) -> Any:
@@ -319,7 +333,8 @@ class PrunedDataModule(L.LightningDataModule):
             elif isinstance(self.selector, Selection):
                 self._selection, self.origin = self.selector, "given"
             else:
-                self._selection = self._choose(loader)
+                with preserved_rng():  # so that training is the same whether the selection was found or made
+                    self._selection = self._choose(loader)
             self.seconds_choosing = time.perf_counter() - start
         if len(self._selection) != n_images:
             raise MisconfigurationException(
@@ -402,6 +417,7 @@ def _rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], kept: list[int]) ->
         "generator": loader.generator,
         "prefetch_factor": loader.prefetch_factor,
         "persistent_workers": loader.persistent_workers,
+        "in_order": loader.in_order,
     }
     sampler, batch_size, drop_last = loader.sampler, loader.batch_size, loader.drop_last
     if batch_size is None and loader.batch_sampler is not None:
@@ -425,7 +441,9 @@ def _restricted(sampler: Any, dataset: Dataset[Any], kept: list[int]) -> Sampler
     if type(sampler) is SequentialSampler:
         return SequentialSampler(length)
     if type(sampler) is RandomSampler:
-        count = sampler._num_samples if sampler.replacement or sampler._num_samples is None else None
+        count = sampler._num_samples
+        if count is not None:
+            count = max(1, round(count * len(kept) / len(sampler.data_source)))
         return RandomSampler(length, replacement=sampler.replacement, num_samples=count, generator=sampler.generator)
     if type(sampler) is WeightedRandomSampler:
         # As many draws an image as before, so that an epoch shrinks with the data.
@@ -435,9 +453,7 @@ def _restricted(sampler: Any, dataset: Dataset[Any], kept: list[int]) -> Sampler
             cast("Any", weights), draws, replacement=sampler.replacement, generator=sampler.generator
         )
     if type(sampler) is SubsetRandomSampler:
-        position = {index: place for place, index in enumerate(kept)}
-        inside = [position[int(index)] for index in sampler.indices if int(index) in position]
-        return SubsetRandomSampler(inside, generator=sampler.generator)
+        return RandomSampler(length, generator=sampler.generator)
     if type(sampler) is DistributedSampler:
         return DistributedSampler(
             dataset,

@@ -129,6 +129,55 @@ def test_a_given_checkpoint_is_the_baseline(tmp_path):
         cli.fit(digits("--baseline.checkpoint=nowhere.pt"))
 
 
+def test_a_checkpoint_of_the_features_is_used_and_two_are_refused():
+    from toolkit.models import ImageClassifier
+
+    torch.save(ImageClassifier("resnet20", in_channels=1).state_dict(), "weights.pt")
+    own = "--data.selector.features.checkpoint=weights.pt"
+    summary = cli.fit(digits("--control=null", own))
+    assert [run["title"] for run in summary["runs"]] == ["baseline (given)", "pruned"]
+    with pytest.raises(SystemExit, match="`baseline.checkpoint` must not be given where the features have"):
+        cli.fit(digits("--control=null", own, "--baseline.checkpoint=weights.pt"))
+
+
+def test_nested_options_of_the_features_can_be_overridden(capsys):
+    with pytest.raises(SystemExit):
+        cli.fit(digits("--data.selector.features.layer=network.layer3", "--print_config"))
+    shown = capsys.readouterr().out
+    assert "layer: network.layer3" in shown
+    assert "class_path: toolkit.FeatureExtractor" in shown
+
+
+@pytest.mark.filterwarnings("ignore:.*will be overridden by")
+def test_another_optimizer_is_given_to_every_run_and_makes_another_baseline():
+    cli.fit(digits("--optimizer=Adam", "--optimizer.lr=0.001"))
+    again = cli.fit(digits("--optimizer=Adam", "--optimizer.lr=1e-9", "--control=null"))
+    assert len(list((cache_folder() / "baselines").iterdir())) == 2
+    assert again["runs"][0]["score"]["test/accuracy"] < 0.3, "nothing is learnt at that rate"
+
+
+def test_a_damaged_baseline_is_trained_anew():
+    first = cli.fit(digits("--control=null"))
+    weights = next((cache_folder() / "baselines").rglob("baseline.ckpt"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.warns(UserWarning, match="was cut short or altered"):
+        again = cli.fit(digits("--control=null"))
+    assert again["runs"][0]["score"] == first["runs"][0]["score"]
+    weights.with_suffix(".json").write_text("{")
+    with pytest.warns(UserWarning, match="was cut short or altered"):
+        cli.fit(digits("--control=null"))
+    assert sorted(path.name for path in weights.parent.iterdir()) == ["baseline.ckpt", "baseline.json"]
+
+
+def test_a_quick_try_leaves_no_baseline_for_real_runs():
+    cli.fit(digits("--control=null", "--trainer.fast_dev_run=true"))
+    real = cli.fit(digits("--control=null"))
+    assert real["runs"][0]["score"]["test/accuracy"] > 0.12
+    assert len(list((cache_folder() / "baselines").iterdir())) == 2
+
+
 def test_configs_are_found_here_first_then_among_the_shipped():
     shipped = cli.shipped_configs()
     assert cli.resolve_configs(["--config", "digits_semantic.yaml"]) == [

@@ -48,6 +48,9 @@ def test_labels_from_everywhere(tmp_path):
     assert labels_of(Samples([(0, torch.tensor(5))])) == [5]
     assert labels_of(Samples([(0, [1, 2]), (0, [3])])) == [[1, 2], [3]]
     assert labels_of(Samples([{"image": 0, "label": "cat"}])) == ["cat"]
+    assert labels_of(Samples([(0, []), (0, [3])])) == [[], [3]]
+    assert labels_of(Samples([(0, torch.tensor([0.0, 1.0, 1.0]))])) == [[1, 2]]
+    assert labels_of(TensorDataset(torch.zeros(2, 1), torch.eye(2).long())) == [[0], [1]]
     assert labels_of(Samples([torch.zeros(2)])) is None
     assert labels_of(Samples([])) is None
 

@@ -64,6 +64,17 @@ def test_two_processes_hold_the_subset_that_one_process_chooses(tmp_path):
     assert features == ["features.json", "features.npy"], "one file in the end, not one a rank"
 
 
+def test_the_command_runs_on_two_processes(tmp_path):
+    options = ["max_epochs=1", "accelerator=cpu", "devices=2", "strategy=ddp", "logger=false", "default_root_dir=runs"]
+    command = [sys.executable, "-m", "toolkit.fit", "--config", "digits_semantic.yaml"]
+    command += [f"--trainer.{option}" for option in [*options, "enable_progress_bar=false"]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = json.loads((tmp_path / "runs" / "summary.json").read_text())["runs"]
+    assert [run["n_images"] for run in runs] == [1348, 1213, 1213]
+    assert done.stdout.count("control (random)") == 1, "one rank reports"
+
+
 def test_an_error_on_one_rank_stops_all(tmp_path):
     done = run(tmp_path, 2, "broken")
     assert done.returncode != 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import json
 import logging
 import os
 import statistics
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +43,6 @@ _COSMETIC = (
     "enable_checkpointing",
     "log_every_n_steps",
     "profiler",
-    "fast_dev_run",
 )
 
 
@@ -141,7 +142,16 @@ class ToolkitCLI(LightningCLI):
         built = self.parser.instantiate_classes(config)
         options = {**built["trainer"]}
         options["callbacks"] = [*(options.get("callbacks") or [])]
+        self.add_optimizer(built["model"])
         return built["model"], built["data"], L.Trainer(**options)
+
+    def add_optimizer(self, model: L.LightningModule) -> None:
+        """Give a model the optimizer and schedule of `--optimizer` and `--lr_scheduler`, as the main one has."""
+        own, self.model = self.model, model
+        try:
+            self._add_configure_optimizers_method_to_model(None)
+        finally:
+            self.model = own
 
     def seed(self) -> None:
         """Seed everything anew, so that a run does not depend on what was run before it."""
@@ -206,7 +216,9 @@ def fit(args: Sequence[str] | None = None) -> dict[str, Any]:
     runs.append(Run(title, n_images, _median(timer), _score(trainer, model, datamodule), _folder(trainer)))
     if selection is not None and cli.config.get("control"):
         runs.append(_control(cli, selection))
-    return on_rank_zero(lambda: _report(datamodule, selection, runs, Path(_folder(trainer) or ".")))
+    # Asking for the folder is something that all ranks do together: rank 0 must not ask alone.
+    folder = Path(_folder(trainer) or ".")
+    return on_rank_zero(lambda: _report(datamodule, selection, runs, folder, folder / "selection"))
 
 
 def select(args: Sequence[str] | None = None) -> Selection:
@@ -222,12 +234,14 @@ def select(args: Sequence[str] | None = None) -> Selection:
     _check_settings(datamodule)
     cache.check_writable(output, "output")
     runs = [_supply_baseline(cli, datamodule)] if _needs_baseline(datamodule) else []
+    # As in training, so that batch hooks of the model are found and images look the same to both commands.
+    cli.trainer.strategy.connect(cli.model)
+    cli.model.trainer = cli.trainer
     datamodule.trainer = cli.trainer
     datamodule.prepare_data()
     datamodule.setup("fit")
     selection = cast("Selection", datamodule.selection)
-    selection.save(output)
-    _report(datamodule, selection, runs, output)
+    _report(datamodule, selection, runs, output, output)
     return selection
 
 
@@ -297,11 +311,14 @@ def _supply_baseline(cli: ToolkitCLI, datamodule: Any) -> Run:
     assert extractor is not None
     baseline = cli.config_init["baseline"]
     extractor.model = baseline.model if baseline.model is not None else cli.model
-    if baseline.checkpoint is not None:
-        extractor.checkpoint = baseline.checkpoint
-        if not Path(baseline.checkpoint).expanduser().is_file():
-            sys.exit(f"error: `baseline.checkpoint` must be an existing file, got {baseline.checkpoint!r}.")
-        return Run("baseline (given)", None, None, {}, baseline.checkpoint)
+    if baseline.checkpoint is not None and extractor.checkpoint is not None:
+        sys.exit("error: `baseline.checkpoint` must not be given where the features have a `checkpoint` of their own.")
+    given = baseline.checkpoint if baseline.checkpoint is not None else extractor.checkpoint
+    if given is not None:
+        extractor.checkpoint = given
+        if not Path(given).expanduser().is_file():
+            sys.exit(f"error: `baseline.checkpoint` must be an existing file, got {str(given)!r}.")
+        return Run("baseline (given)", None, None, {}, str(given))
     datamodule.prepare_data()
     datamodule.setup("fit")
     config = cli.plain_config()
@@ -312,31 +329,56 @@ def _supply_baseline(cli: ToolkitCLI, datamodule: Any) -> Run:
             "data": config["data"]["init_args"]["datamodule"],
             "trainer": {**trainer_options, **config["baseline"]["trainer"]},
             "seed": config["seed_everything"],
+            "optimizer": [config.get("optimizer"), config.get("lr_scheduler")],
             "images": dataset_fingerprint(datamodule.datamodule.train_dataloader().dataset),
         }
     )
     folder = on_rank_zero(lambda: cache.writable_folder("baselines", key[:32], getattr(datamodule, "cache_dir", None)))
     weights, facts = folder / "baseline.ckpt", folder / "baseline.json"
-    if weights.is_file() and facts.is_file():
+    found = on_rank_zero(lambda: _read_baseline(weights, facts))
+    if found is not None:
         extractor.checkpoint = str(weights)
-        return Run(**json.loads(facts.read_text()))
+        return found
     rank_zero_info(f"No baseline yet: training it on the full set first. It is kept in {folder}.")
     model, inner, trainer = cli.build("baseline", cli.config.data.init_args.datamodule, cli.config.baseline.trainer)
     timer = _epoch_timer(trainer)
-    model = baseline.model if baseline.model is not None else model
+    if baseline.model is not None:
+        model = baseline.model
+        cli.add_optimizer(model)
     cli.seed()
     trainer.fit(model, datamodule=inner)
     run = Run("baseline (full set)", 0, _median(timer), _score(trainer, model, inner), str(weights))
     run.n_images = len(inner.train_dataloader().dataset)
-    trainer.save_checkpoint(folder / "unfinished.ckpt", weights_only=True)
+    # Another process may be training the same baseline: each writes a file of its own, and the last one stays.
+    own = folder / f"unfinished-{on_rank_zero(os.getpid)}"
+    trainer.save_checkpoint(own.with_suffix(".ckpt"), weights_only=True)
 
     def keep() -> None:
-        (folder / "unfinished.ckpt").replace(weights)
-        facts.write_text(json.dumps(run.__dict__))
+        checksum = hashlib.sha256(own.with_suffix(".ckpt").read_bytes()).hexdigest()
+        own.with_suffix(".json").write_text(json.dumps({"run": run.__dict__, "sha256": checksum}))
+        own.with_suffix(".ckpt").replace(weights)
+        own.with_suffix(".json").replace(facts)
 
     on_rank_zero(keep)
     extractor.checkpoint = str(weights)
     return run
+
+
+def _read_baseline(weights: Path, facts: Path) -> Run | None:
+    """What is known of a baseline that was trained before, if its file is still the one that was written."""
+    if not (weights.is_file() and facts.is_file()):
+        return None
+    try:
+        written = json.loads(facts.read_text())
+        if hashlib.sha256(weights.read_bytes()).hexdigest() == written["sha256"]:
+            return Run(**written["run"])
+        problem = "its checksum is another"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = str(error)
+    warnings.warn(
+        f"The baseline in {weights.parent} was cut short or altered ({problem}); it is trained anew.", stacklevel=3
+    )
+    return None
 
 
 def _control(cli: ToolkitCLI, selection: Selection) -> Run:
@@ -376,10 +418,12 @@ def _draw_groups(datamodule: Any, selection: Selection, path: Path) -> Path | No
 
 def _class_names(datamodule: Any) -> list[str] | None:
     names = getattr(datamodule, "class_names", None)
-    return None if names is None else list(names)
+    return list(names) if isinstance(names, (list, tuple)) else None
 
 
-def _report(datamodule: Any, selection: Selection | None, runs: list[Run], folder: Path) -> dict[str, Any]:
+def _report(
+    datamodule: Any, selection: Selection | None, runs: list[Run], folder: Path, selection_folder: Path
+) -> dict[str, Any]:
     """Print the summary and write it, with the selection, where the run's files are."""
     lines: list[str] = []
     files = {"summary": folder / "summary.json"}
@@ -391,7 +435,7 @@ def _report(datamodule: Any, selection: Selection | None, runs: list[Run], folde
                 datamodule.origin, f"from {datamodule.origin}"
             )
             lines.append(f"selection: {how} in {seconds:.1f} s")
-        files["selection"] = folder if (folder / "selection.json").is_file() else selection.save(folder / "selection")
+        files["selection"] = selection.save(selection_folder)
         picture = _draw_groups(datamodule, selection, folder / "groups.png")
         if picture is not None:
             files["picture of the largest groups"] = picture

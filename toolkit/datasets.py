@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from toolkit.representations.base import EvaluationView
+from toolkit.reproducibility import preserved_rng
+
 log = logging.getLogger(__name__)
 
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
@@ -42,7 +45,7 @@ def labels_of(dataset: Any) -> Sequence[Any] | None:
         value = getattr(dataset, name, None)
         if value is not None and not callable(value) and hasattr(value, "__len__") and len(value) == len(dataset):
             return _plain(value)
-    if hasattr(dataset, "batch_transform"):  # a view: the same images in the same order
+    if isinstance(dataset, EvaluationView):
         return labels_of(dataset.dataset)
     return _read_labels(dataset)
 
@@ -61,7 +64,7 @@ def ids_of(dataset: Any) -> list[str] | None:
         files = [sample[0] for sample in samples]
         if isinstance(files[0], (str, Path)):
             return _relative([str(file) for file in files], getattr(dataset, "root", None))
-    return ids_of(dataset.dataset) if hasattr(dataset, "batch_transform") else None
+    return ids_of(dataset.dataset) if isinstance(dataset, EvaluationView) else None
 
 
 def evaluation_dataset(train: Any, validation: Any = None) -> Any:
@@ -105,17 +108,22 @@ def _relative(files: list[str], root: Any) -> list[str]:
 
 def _plain(values: Any) -> Sequence[Any]:
     if isinstance(values, (torch.Tensor, np.ndarray)):
-        plain: list[Any] = values.tolist()
+        array = np.asarray(values)
+        plain: list[Any] = [_classes(row) for row in array] if array.ndim == 2 else array.tolist()
         return plain
     return [value.item() if isinstance(value, (torch.Tensor, np.generic)) else value for value in values]
 
 
 def _read_labels(dataset: Any) -> Sequence[Any] | None:
     """Labels out of the samples, if the first one carries one."""
-    if len(dataset) == 0 or _label_of(dataset[0]) is None:
+    if len(dataset) == 0:
         return None
+    with preserved_rng():
+        if _label_of(dataset[0]) is None:
+            return None
     log.info("reading %d samples for their labels; give the data set an attribute `targets` to save this", len(dataset))
-    labels = [_label_of(dataset[index]) for index in range(len(dataset))]
+    with preserved_rng():
+        labels = [_label_of(dataset[index]) for index in range(len(dataset))]
     return None if any(label is None for label in labels) else labels
 
 
@@ -126,5 +134,14 @@ def _label_of(sample: Any) -> Any:
     elif isinstance(sample, (tuple, list)) and len(sample) > 1:
         label = sample[1]
     if isinstance(label, (torch.Tensor, np.ndarray, np.generic)):
-        label = np.asarray(label).tolist()
-    return label if isinstance(label, (int, str)) or (isinstance(label, (list, tuple)) and label) else None
+        array = np.asarray(label)
+        label = _classes(array) if array.ndim == 1 and array.size > 1 else array.tolist()
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return label if isinstance(label, (int, str, list, tuple)) else None
+
+
+def _classes(row: Any) -> list[Any]:
+    """One image's labels from a vector: where the ones are if it holds zeros and ones only, else the values."""
+    values: list[Any] = np.flatnonzero(row).tolist() if np.isin(row, (0, 1)).all() else row.tolist()
+    return values

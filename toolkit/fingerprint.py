@@ -45,7 +45,8 @@ def content_hash(*arrays: Any) -> str:
             values = np.asanyarray(array)
             digest.update(f"{values.dtype.str}{values.shape}".encode())
             if values.dtype == object:
-                values = np.frombuffer(repr(values.tolist()).encode(), np.uint8)
+                hashes = [content_hash(item) if hasattr(item, "dtype") else describe(item) for item in values.ravel()]
+                values = np.frombuffer("\n".join(hashes).encode(errors="surrogateescape"), np.uint8)
         rows = max(1, _CHUNK_BYTES // max(1, values.nbytes // max(1, len(values)))) if values.ndim else 1
         blocks = (values[start : start + rows] for start in range(0, len(values), rows)) if values.ndim else (values,)
         for block in blocks:
@@ -54,8 +55,11 @@ def content_hash(*arrays: Any) -> str:
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of settings that can be written as JSON, whatever their order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=describe).encode()).hexdigest()
+    """SHA-256 of settings that can be written as JSON (arrays by their content), whatever their order."""
+    text = json.dumps(
+        settings, sort_keys=True, default=lambda x: content_hash(x) if hasattr(x, "dtype") else describe(x)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe(value: Any) -> str:
@@ -79,7 +83,7 @@ def files_hash(paths: Sequence[str | Path], root: str | Path | None = None) -> s
     for path in paths:
         status = Path(path).stat()
         name = Path(path).relative_to(root) if root is not None and Path(path).is_relative_to(root) else path
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -120,16 +124,16 @@ def _parts(dataset: Any) -> list[str]:
     if isinstance(samples, Sequence) and samples and isinstance(samples[0], Sequence) and _is_file(samples[0][0]):
         labels = describe([tuple(sample[1:]) for sample in samples])
         return [kind, files_hash([sample[0] for sample in samples], getattr(dataset, "root", None)), labels]
-    data, targets = getattr(dataset, "data", None), _first(dataset, ("targets", "labels"))
+    data, targets = getattr(dataset, "data", None), _first(dataset, ("targets", "labels", "y"))
     if isinstance(data, (torch.Tensor, np.ndarray)):
-        return [kind, content_hash(data), "unlabelled" if targets is None else _labels_hash(targets)]
+        if targets is not None:
+            return [kind, content_hash(data), _labels_hash(targets)]
+        return [kind, content_hash(data), *_probe(dataset)]  # labels, if there are any, show in the samples alone
     if isinstance(dataset, Sequence) and not isinstance(dataset, Dataset):
         if _all_files(dataset):
             return ["files", files_hash(list(dataset))]
         if isinstance(dataset, range) or all(isinstance(item, (int, str)) for item in dataset):
             return ["names", hashlib.sha256(describe(dataset).encode()).hexdigest()]
-    if hasattr(dataset, "dataset") and hasattr(dataset, "batch_transform"):
-        return ["view", *_parts(dataset.dataset)]
     warnings.warn(
         f"The content of a {kind} cannot be told without reading all of it: only its type, its length and a few "
         "samples decide whether cached results still fit. Give it a method `fingerprint()` that returns a text which "

@@ -391,14 +391,11 @@ def test_the_loaders_own_settings_are_kept():
     ("options", "check"),
     [
         (lambda d: {"batch_size": 8}, lambda s, kept: type(s) is SequentialSampler),
-        (lambda d: {"sampler": RandomSampler(d, replacement=True, num_samples=30)}, lambda s, kept: len(s) == 30),
+        (lambda d: {"sampler": RandomSampler(d, replacement=True, num_samples=30)}, lambda s, kept: len(s) == 15),
+        (lambda d: {"sampler": RandomSampler(d, num_samples=10)}, lambda s, kept: len(s) == 5),
         (
             lambda d: {"sampler": WeightedRandomSampler([float(i) for i in range(len(d))], len(d))},
             lambda s, kept: s.weights.tolist() == [float(i) for i in kept] and len(s) == len(kept),
-        ),
-        (
-            lambda d: {"sampler": SubsetRandomSampler(list(range(10)))},
-            lambda s, kept: [kept[i] for i in s.indices] == [i for i in kept if i < 10],
         ),
         (
             lambda d: {"batch_sampler": BatchSampler(SequentialSampler(d), 6, drop_last=True)},
@@ -508,3 +505,97 @@ def test_vectors_that_exist_prune_a_data_module():
     short = PrunedDataModule(Data(), SemanticSelector(vectors[:40], 0.5, progress=False))
     with pytest.raises(ValueError, match="`embeddings` must be one row for each of the data set's 48 images"):
         loader_of(short)
+
+
+class Rows(Dataset):
+    """Images in `.data`, labels that show in the samples alone or in `.y`."""
+
+    def __init__(self, labels, own_attribute):
+        self.data = np.random.default_rng(0).random((24, 3, 8, 8), dtype=np.float32)
+        self.hidden = labels
+        if own_attribute:
+            self.y = labels
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return torch.from_numpy(self.data[index]), self.hidden[index]
+
+
+@pytest.mark.parametrize("own_attribute", [False, True])
+def test_a_cached_selection_is_not_used_for_other_labels(own_attribute):
+    model = Model()
+    for labels in ([i % 2 for i in range(24)], [i % 3 for i in range(24)]):
+        datamodule = PrunedDataModule(Data(Rows(labels, own_attribute)), semantic(model, 0.5))
+        loader_of(datamodule)
+        assert datamodule.origin == "chosen"
+        assert [label for (label,) in datamodule.selection.labels] == labels
+
+
+def test_ids_in_arrays_decide_the_fingerprint():
+    ids = np.arange(1500)
+    one, other = semantic(always_remove=ids), semantic(always_remove=np.where(ids == 700, 1600, ids))
+    assert one.config()["always_remove"][700] == 700
+    assert semantic(Model(), 0.5).config() == semantic(Model(), 0.5).config()
+    one.features = other.features = np.ones((3, 3))
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_a_sampler_that_draws_some_images_makes_those_the_training_set():
+    drawn = list(range(0, 48, 2))
+    datamodule = PrunedDataModule(
+        Data(make_loader=lambda d: DataLoader(d, batch_size=4, sampler=SubsetRandomSampler(drawn))),
+        semantic(keep_fraction=0.5),
+    )
+    loader = loader_of(datamodule)
+    assert len(datamodule.selection) == 24
+    assert len(loader.dataset) == 12
+    kept = {float(loader.dataset[i][0][0, 0, 0]) for i in range(12)}
+    assert kept <= {float(tensors()[i][0][0, 0, 0]) for i in drawn}
+    assert type(loader.sampler) is RandomSampler
+
+
+def test_training_is_the_same_with_a_found_and_a_made_selection(tmp_path):
+    class Random(Dataset):
+        """Labels have to be read out of randomly augmented samples."""
+
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            return torch.rand(3, 8, 8), index % 2
+
+        def fingerprint(self):
+            return "the same"
+
+    class Plain(Random):
+        def __getitem__(self, index):
+            return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(index)), index % 2
+
+    model, sums = Model(), []
+    for _ in range(2):
+        inner = Data(Random())
+        inner.evaluation_dataset = Plain
+        datamodule = PrunedDataModule(inner, semantic(model, 0.5), cache_dir=tmp_path)
+        torch.manual_seed(5)
+        sums.append((datamodule.origin, sum(float(batch[0].sum()) for batch in loader_of(datamodule))))
+    assert sums[0] == sums[1]
+
+
+def test_an_error_of_the_inner_module_is_not_hidden():
+    class Broken(Data):
+        def train_dataloader(self):
+            return self.not_there
+
+    datamodule = PrunedDataModule(Broken(), RandomSelector(0.5))
+    datamodule.setup("fit")
+    with pytest.raises(RuntimeError, match="The selection could not be made: .*not_there"):
+        datamodule.selection  # noqa: B018
+
+
+def test_half_precision_training_takes_features_in_float32(tmp_path):
+    model = Model()
+    datamodule = PrunedDataModule(Data(), semantic(copy.deepcopy(model)))
+    trainer(tmp_path, precision="bf16-true").fit(model, datamodule=datamodule)
+    assert len(datamodule.selection.kept) == 36

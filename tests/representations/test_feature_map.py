@@ -292,6 +292,43 @@ def test_cache_is_found_again_and_an_altered_file_is_not_used(tmp_path):
         np.testing.assert_array_equal(extractor(network(), **options).vectors(data), first)
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "{}", ""])
+def test_a_damaged_summary_of_features_is_not_used(tmp_path, content):
+    options = {"cache": True, "cache_dir": tmp_path}
+    first = extractor(network(), **options).vectors(TensorDataset(images()))
+    next(tmp_path.rglob("features.json")).write_text(content)
+    with pytest.warns(UserWarning, match="were cut short or altered"):
+        np.testing.assert_array_equal(extractor(network(), **options).vectors(TensorDataset(images())), first)
+
+
+def test_widths_that_differ_are_refused(tmp_path):
+    def collate(samples):
+        size = 8 if len(samples) == 7 else 10
+        return torch.stack([nn.functional.interpolate(s[None], size=size)[0] for s in samples])
+
+    view = EvaluationView(list(images()), collate_fn=collate)
+    view.dataset = TensorDataset(images())
+    view.collate_fn = lambda samples: collate([sample[0] for sample in samples])
+    for cache in (False, True):
+        with pytest.raises(ValueError, match="Features must have one length, got 320 and 500 numbers an image"):
+            extractor(network(), "drop", pool="flatten", cache=cache, cache_dir=tmp_path).vectors(view)
+
+
+def test_a_compiled_module_is_hooked_all_the_same():
+    model = network()
+    model.compile(backend="eager")
+    wanted = extractor(network()).vectors(TensorDataset(images()))
+    np.testing.assert_array_equal(extractor(model).vectors(TensorDataset(images())), wanted)
+
+
+def test_a_collate_function_may_take_pil_images():
+    def collate(samples):
+        return torch.stack([torch.from_numpy(np.array(s)).permute(2, 0, 1) for s in samples])
+
+    pictures = [Image.fromarray(np.full((6, 6, 3), i, np.uint8)) for i in range(9)]
+    assert extractor(network()).vectors(EvaluationView(pictures, collate_fn=collate)).shape == (9, 5)
+
+
 def test_large_results_stay_in_their_file(tmp_path, monkeypatch):
     monkeypatch.setattr("toolkit.representations.feature_map.MEMORY_LIMIT", 100)
     vectors = extractor(network(), cache=True, cache_dir=tmp_path).vectors(TensorDataset(images()))

@@ -17,6 +17,9 @@ from toolkit.selection.quota import allocate
         (["b", "a", "b"], [1, 0, 1], (("a",), ("b",))),
         ([[2, 1], (1, 2), [1]], [1, 1, 0], ((1,), (1, 2))),
         ([[], [1], []], [0, 1, 0], ((), (1,))),
+        ([True, False, True], [1, 0, 1], ((0,), (1,))),
+        (np.eye(3), [0, 1, 2], ((0,), (1,), (2,))),
+        (torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1]]), [1, 0, 1], ((), (0, 2))),
     ],
 )
 def test_images_with_the_same_labels_form_a_class(values, codes, sets):
@@ -32,6 +35,7 @@ def test_images_with_the_same_labels_form_a_class(values, codes, sets):
         ([1, 2], ValueError, "`labels` must be one for each of the data set's 3 images, got '2 labels'"),
         ([1, 2, 0.5], TypeError, "`labels` must be whole numbers or texts, got 0.5 at index 2"),
         ([1, None, 2], TypeError, "got None at index 1"),
+        (np.full((3, 2), 0.5), ValueError, "zeros and ones, got other values"),
         (["a", "b;c", "d"], ValueError, "have no ';' in them, got 'b;c' at index 1"),
     ],
 )

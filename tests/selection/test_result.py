@@ -120,6 +120,42 @@ def test_edits_in_kept_txt_are_honoured_with_a_warning(tmp_path):
     assert recut.reasons[taken] == "excluded"
 
 
+def test_an_excluded_image_can_be_put_back_by_hand(tmp_path):
+    selection = chosen(always_remove=[NAMES[0]])
+    selection.save(tmp_path)
+    (tmp_path / "kept.txt").write_text("\n".join([NAMES[0], *(NAMES[i] for i in selection.kept)]) + "\n")
+    with pytest.warns(UserWarning, match="1 images added, 0 taken out"):
+        edited = Selection.load(tmp_path)
+    assert edited.reasons[0] == "kept"
+    assert edited.with_keep_fraction(0.9).reasons[0] == "kept"
+
+
+def test_an_editor_may_take_the_last_line_end_off(tmp_path):
+    selection = chosen()
+    selection.save(tmp_path)
+    (tmp_path / "kept.txt").write_text((tmp_path / "kept.txt").read_text().rstrip("\n"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(Selection.load(tmp_path), selection)
+
+
+def test_names_of_any_kind_survive(tmp_path):
+    names = ["a, b", 'c"d', "e\u2028f", "g\x85h", "caf\u00e9", "bad\udce9byte"]
+    selection = RandomSelector(n_images=5).select(range(6), ids=names)
+    selection.save(tmp_path)
+    assert Selection.load(tmp_path).ids == tuple(names)
+    lines = (tmp_path / "kept.txt").read_bytes().split(b"\n")
+    (tmp_path / "kept.txt").write_bytes(b"\n".join(lines[1:]))
+    with pytest.warns(UserWarning, match="0 images added, 1 taken out"):
+        assert len(Selection.load(tmp_path).kept) == 4
+
+
+def replace_in(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def cut(path, by):
     content = path.read_bytes()
     path.write_bytes(content[:-by] if by else content[:-1] + b"9")
@@ -136,6 +172,9 @@ def cut(path, by):
         (lambda p: cut(p / "tree.npz", 0), "tree.npz was cut short or altered"),
         (lambda p: (p / "tree.npz").unlink(), "tree.npz is missing"),
         (lambda p: cut(p / "selection.json", 100), "selection.json was cut short or altered"),
+        (lambda p: (p / "kept.txt").write_bytes("ant/00 b.png\n".encode("utf-16")), "must hold ids of this selection"),
+        (lambda p: replace_in(p / "selection.json", '"redundant"', '"odd"'), "was altered"),
+        (lambda p: replace_in(p / "selection.json", '"edits": {}', '"edits": 3'), "was altered"),
         (lambda p: (p / "selection.json").write_text("{}"), "selection.json was cut short or altered"),
         (lambda p: (p / "selection.json").write_text('{"sha256": {}, "images": 3, "format": 99}'), "newer version"),
     ],

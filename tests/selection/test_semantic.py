@@ -212,6 +212,33 @@ def test_errors(options, labels, match):
         selector(vectors(20), **options).select(labels=labels)
 
 
+def test_labels_that_decide_nothing_do_not_stop_the_job():
+    masks = TensorDataset(torch.zeros(20, 3, 2, 2), torch.full((20, 2), 7))
+    assert selector(vectors(20), 0.5, scope="all").select(masks).labels is not None
+    odd = [(torch.zeros(1), "a;b")] * 20
+    with pytest.raises(ValueError, match="no ';' in them"):
+        selector(vectors(20), 0.5).select(odd)
+    with pytest.warns(UserWarning, match="The content of a"):
+        assert selector(vectors(20), 0.5, scope="all").select(odd).labels is None
+    with pytest.warns(UserWarning, match="The content of a"):
+        assert RandomSelector(0.5).select(odd).labels is None
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"threshold": "a"}, "`threshold` must be a number, got 'a'"),
+        ({"n_groups": 2.5}, "`n_groups` must be a whole number, got 2.5"),
+        ({"n_groups": True}, "`n_groups` must be a whole number, got True"),
+        ({"keep_fraction": 0.5, "always_keep": "12"}, "`always_keep` must be a list of ids, got '12'"),
+        ({"keep_fraction": 0.5, "always_remove": 3}, "`always_remove` must be a list of ids, got 3"),
+    ],
+)
+def test_wrong_kinds(options, match):
+    with pytest.raises(TypeError, match=match):
+        selector(vectors(20), **options).select(labels=[0] * 20)
+
+
 def test_errors_of_vectors():
     x = vectors(20)
     with pytest.raises(ValueError, match="`embeddings` must be one row for each of the data set's 19 images"):

@@ -212,6 +212,8 @@ class FeatureExtractor:
             model = copy.deepcopy(inner)
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint)
+        for module in model.modules():
+            module._compiled_call_impl = None  # a hook added after compilation would never run
         return model.float().eval().requires_grad_(requires_grad=False), transform
 
     def _device(self, view: EvaluationView) -> torch.device:
@@ -261,7 +263,7 @@ class FeatureExtractor:
     ) -> Iterator[Any]:
         workers = view.num_workers if self.num_workers is None else self.num_workers
         loader: DataLoader[Any] = DataLoader(
-            view,
+            view.dataset,  # not the view, whose batch transform workers do not need and may not be able to get
             batch_size=self.batch_size,
             sampler=range(first, stop),
             num_workers=workers,
@@ -277,11 +279,11 @@ class FeatureExtractor:
             raw = images_of(batch, self.input_key)
             if raw.dtype == torch.uint8:
                 result: torch.Tensor = transform(raw.to(device, non_blocking=True))
-                return result
+                return result.float()
         if view.batch_transform is not None:
             batch = view.batch_transform(batch, device)
         images = images_of(batch, self.input_key).to(device, non_blocking=True)
-        return images if images.is_floating_point() else images.float() / 255
+        return images.float() if images.is_floating_point() else images.float() / 255
 
 
 def named_model(name: str, *, pretrained: bool = True) -> tuple[nn.Module, Callable[[Any], Any] | None]:
@@ -392,15 +394,18 @@ class _Collate:
         self.transform = transform
 
     def __call__(self, samples: Any) -> Any:
-        if isinstance(samples, list) and samples and _is_pil(_image_of(samples[0])):
-            if self.transform is None:
-                raise TypeError(
-                    "Images must be tensors, got PIL images. Add a transform to the data set (such as ToTensor), or "
-                    "pass the model by name with its pretrained weights, which bring their own."
-                )
+        are_pil = isinstance(samples, list) and len(samples) > 0 and _is_pil(_image_of(samples[0]))
+        if are_pil and self.transform is not None:
             return torch.stack([self.transform(_image_of(sample)) for sample in samples])
         try:
             return self.collate_fn(samples)
+        except TypeError as error:
+            if not are_pil:
+                raise
+            raise TypeError(
+                "Images must be tensors, got PIL images. Add a transform to the data set (such as ToTensor), or pass "
+                "the model by name with its pretrained weights, which bring their own."
+            ) from error
         except RuntimeError as error:
             shapes = {tuple(image.shape): None for image in map(_image_of, samples) if isinstance(image, torch.Tensor)}
             if len(shapes) < 2:
@@ -429,7 +434,7 @@ class _Sink:
 
     def __init__(self, folder: Path | None, start: int, stop: int, batch_size: int) -> None:
         self.folder, self.start, self.stop, self.batch_size = folder, start, stop, batch_size
-        self.rows_done = 0
+        self.rows_done = self.width = 0
         self.file: BinaryIO | None = None
         self.blocks: list[Vectors] = []
 
@@ -455,6 +460,7 @@ class _Sink:
             row_bytes = shape[1] * dtype.itemsize
             rows = (size - file.tell()) // row_bytes
             if shape[0] == self.stop - self.start and dtype == np.float32:
+                self.width = shape[1]
                 self.rows_done = min(rows, shape[0]) if rows >= shape[0] else rows // self.batch_size * self.batch_size
                 file.truncate(file.tell() + self.rows_done * row_bytes)
                 file.seek(0, os.SEEK_END)
@@ -467,6 +473,12 @@ class _Sink:
         file.truncate()
 
     def write(self, rows: Vectors) -> None:
+        width = self.width = self.width or rows.shape[1]
+        if rows.shape[1] != width:
+            raise ValueError(
+                f"Features must have one length, got {width} and {rows.shape[1]} numbers an image. Resize the "
+                "images to one size, or use pool='mean'."
+            )
         if self.file is None:
             self.blocks.append(rows)
             return
@@ -493,7 +505,9 @@ class _Sink:
         assert self.path is not None
         if self.stop == self.start:
             return np.empty((0, 0), np.float32)
-        result: Vectors = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        # Another process that found the file finished may have given it its final name since.
+        path = self.path if self.path.exists() else self.path.with_name("features.npy")
+        result: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         return result
 
 
@@ -545,7 +559,7 @@ def _read(folder: Path, n_rows: int) -> Vectors | None:
         raise ValueError("checksum differs")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
         warnings.warn(f"Features in {folder} were cut short or altered ({error}); they are taken anew.", stacklevel=5)
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -52,6 +52,8 @@ class Candidates:
         ids: Sequence[str] | None,
         always_keep: Sequence[str | int],
         always_remove: Sequence[str | int],
+        *,
+        needs_labels: bool = True,
     ) -> Candidates:
         """Labels and names as given, else as the data set tells; decisions as masks.
 
@@ -61,6 +63,8 @@ class Candidates:
             ids: Overrides the data set's.
             always_keep: Names or indices of images to keep.
             always_remove: Names or indices of images to remove.
+            needs_labels: Whether labels decide anything; if not, a data set's own labels of a kind that cannot be used
+                (masks, for instance) are passed over.
 
         Raises:
             ValueError: If the data set is empty, a name is unknown, or an image is in both lists.
@@ -71,10 +75,18 @@ class Candidates:
         is_images = not hasattr(dataset, "ndim")
         found = labels_of(dataset) if labels is None and is_images else labels
         names = ids_of(dataset) if ids is None and is_images else ids
+        if ids is None and names is not None and len(set(names)) < len(names):
+            names = None  # An image that is in the data set twice has no name of its own.
+        try:
+            parsed = None if found is None else Labels.of(found, n_images)
+        except (TypeError, ValueError):
+            if needs_labels or labels is not None:
+                raise
+            parsed = None
         result = cls(
             n_images,
-            None if found is None else Labels.of(found, n_images),
-            None if names is None else tuple(names),
+            parsed,
+            None if names is None else tuple(map(str, names)),
             np.zeros(n_images, dtype=bool),
             np.zeros(n_images, dtype=bool),
         )
@@ -86,6 +98,8 @@ class Candidates:
         return result
 
     def _indices(self, name: str, chosen: Sequence[str | int]) -> list[int]:
+        if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+            raise TypeError(f"`{name}` must be a list of ids, got {chosen!r}.")
         index_of = (
             {str(i): i for i in range(self.n_images)} if self.ids is None else {n: i for i, n in enumerate(self.ids)}
         )
@@ -120,7 +134,10 @@ class BaseSelector:
         """The selector's class and settings as plain values."""
         values = {name: getattr(self, name) for name in self.settings}
         return {"selector": type(self).__name__} | {
-            name: list(value) if isinstance(value, (tuple, set, frozenset)) else value for name, value in values.items()
+            name: [item.item() if isinstance(item, np.generic) else item for item in value]
+            if isinstance(value, Iterable) and not isinstance(value, str)
+            else value
+            for name, value in values.items()
         }
 
     def fingerprint(self) -> str:

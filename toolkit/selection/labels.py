@@ -41,6 +41,8 @@ class Labels:
         """
         if isinstance(labels, Labels):
             return labels
+        if getattr(labels, "ndim", 1) == 2:
+            labels = indicated(labels)
         values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
         if len(values) != n_images:
             raise invalid("labels", f"one for each of the data set's {n_images} images", f"{len(values)} labels")
@@ -65,14 +67,26 @@ class Labels:
         return any(isinstance(label, str) for label_set in self.sets for label in label_set)
 
 
+def indicated(rows: Any) -> list[list[int]]:
+    """The labels of rows of zeros and ones (one-hot or several labels an image): where the ones are.
+
+    Raises:
+        ValueError: If the rows hold anything else.
+    """
+    matrix = np.asarray(rows)
+    if not np.isin(matrix, (0, 1)).all():
+        raise ValueError("`labels` of shape (N, classes) must be zeros and ones, got other values.")
+    return [np.flatnonzero(row).tolist() for row in matrix]
+
+
 def _label_set(value: Any, index: int) -> LabelSet:
     items: Iterable[Any] = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
     result = []
     for item in items:
         plain = item.item() if isinstance(item, np.generic) else item
-        if isinstance(plain, float) and plain.is_integer():
+        if isinstance(plain, bool) or (isinstance(plain, float) and plain.is_integer()):
             plain = int(plain)
-        if isinstance(plain, bool) or not isinstance(plain, (int, str)):
+        if not isinstance(plain, (int, str)):
             raise TypeError(f"`labels` must be whole numbers or texts, got {item!r} at index {index}.")
         if isinstance(plain, str) and (";" in plain or not plain):
             raise ValueError(

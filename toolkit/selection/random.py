@@ -67,6 +67,10 @@ class RandomSelector(BaseSelector):
             raise ValueError(f"`keep_fraction` or `n_images` must be given, exactly one, got {got}.")
         if self.keep_fraction is not None:
             check_fraction("keep_fraction", self.keep_fraction)
+        if self.n_images is not None and (
+            isinstance(self.n_images, bool) or not isinstance(self.n_images, (int, np.integer))
+        ):
+            raise TypeError(f"`n_images` must be a whole number, got {self.n_images!r}.")
         if self.balance is not None:
             check_choice("balance", self.balance, ("label",))
 
@@ -81,7 +85,8 @@ class RandomSelector(BaseSelector):
         self.check()
         if dataset is None:
             raise invalid("dataset", "a data set", None)
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove)
+        needs = self.balance is not None
+        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
         n_kept = (
             self.n_images if self.n_images is not None else fraction_of(self.keep_fraction or 0, candidates.n_images)
         )

@@ -35,6 +35,11 @@ class Cut:
 class Recut(Protocol):
     """Cuts at any budget down to a floor, without vectors or distances."""
 
+    @property
+    def excluded(self) -> npt.NDArray[np.bool_]:
+        """Shape (N,), images that a person wants removed at any budget."""
+        ...
+
     def min_kept(self) -> int:
         """The fewest images that can be asked for."""
         ...
@@ -71,6 +76,14 @@ class MergeForest:
     preferred: npt.NDArray[np.bool_]
     quota: str
     floor: int
+
+    @property
+    def excluded(self) -> npt.NDArray[np.bool_]:
+        """Shape (N,), images that are in no tree."""
+        excluded = np.ones(self.n_images, dtype=bool)
+        for images in self.images:
+            excluded[images] = False
+        return excluded
 
     def min_kept(self) -> int:
         """The fewest images that the trees reach."""

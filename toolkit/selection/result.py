@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,9 +159,7 @@ class Selection:
                 "down. Choose anew, with a smaller `tree_floor` to keep more of the tree",
                 keep_fraction,
             )
-        excluded = self.status == EXCLUDED
-        taken_out = [index for index, stays in self.edits.items() if not stays]
-        excluded[taken_out] = False
+        excluded = self.recut.excluded
         if n_kept > len(self) - int(excluded.sum()):
             raise invalid(
                 "keep_fraction",
@@ -262,7 +261,7 @@ class Selection:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        contents = {_TABLE: self._table().encode(), _IDS: self._kept_text().encode()}
+        contents = {_TABLE: _encoded(self._table()), _IDS: _encoded(self._kept_text())}
         if self.recut is not None:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **self.recut.arrays())
@@ -320,41 +319,53 @@ class Selection:
             checksums, n_images = summary["sha256"], summary["images"]
         except (ValueError, KeyError, TypeError) as error:
             raise SelectionFileError(f"{folder / _SUMMARY} was cut short or altered ({error}).") from error
-        if summary["format"] > _FORMAT:
-            raise SelectionFileError(
-                f"{folder / _SUMMARY} was written by a newer version (format {summary['format']})."
-            )
-        contents = {name: _read_either(folder, name, checksum) for name, checksum in checksums.items()}
-        for name, content in contents.items():
-            if name != _IDS and hashlib.sha256(content).hexdigest() != checksums[name]:
-                raise SelectionFileError(
-                    f"{folder / name} was cut short or altered: its checksum is not the one in {_SUMMARY}. To change "
-                    f"which images are kept, edit {_IDS}; otherwise choose anew."
-                )
+        try:
+            if summary["format"] > _FORMAT:
+                raise SelectionFileError(f"{folder / _SUMMARY} was written by a newer version ({summary['format']}).")
+            contents = {name: _read_either(folder, name, checksum) for name, checksum in checksums.items()}
+            for name, content in contents.items():
+                if name != _IDS and hashlib.sha256(content).hexdigest() != checksums[name]:
+                    raise SelectionFileError(
+                        f"{folder / name} was cut short or altered: its checksum is not that in {_SUMMARY}. To change "
+                        f"which images are kept, edit {_IDS}; otherwise choose anew."
+                    )
+            selection = cls._parsed(summary, contents, n_images)
+        except SelectionFileError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SelectionFileError(f"{folder / _SUMMARY} was altered: {error!r}.") from error
+        if hashlib.sha256(contents[_IDS]).hexdigest() == checksums[_IDS]:
+            return selection
+        return selection._with_edited_ids(contents[_IDS], folder / _IDS)
+
+    @classmethod
+    def _parsed(cls, summary: Mapping[str, Any], contents: Mapping[str, bytes], n_images: int) -> Selection:
+        """The selection in the files' contents."""
         recut = None
         if _TREE in contents:
             with np.load(io.BytesIO(contents[_TREE]), allow_pickle=False) as arrays:
                 recut = recut_from_arrays(dict(arrays))
-        selection = cls(
-            **_parse_table(contents[_TABLE].decode(), summary, n_images),
+        return cls(
+            **_parse_table(contents[_TABLE].decode(errors="surrogateescape"), summary, n_images),
             config=summary["config"],
             fingerprint=summary["dataset_fingerprint"],
             recut=recut,
             cut_status=STATUSES.index(summary["cut_status"]),
             edits={int(index): stays for index, stays in summary["edits"].items()},
         )
-        if hashlib.sha256(contents[_IDS]).hexdigest() == checksums[_IDS]:
-            return selection
-        return selection._with_edited_ids(contents[_IDS], folder / _IDS)
 
     def _with_edited_ids(self, content: bytes, path: Path) -> Selection:
         """The selection as changed by hand in `kept.txt`."""
-        if self._kept_text().encode().startswith(content):
+        written = _encoded(self._kept_text())
+        if content == written.rstrip(b"\n"):
+            return self  # Some editors take the last line's end off.
+        if written.startswith(content):
             raise SelectionFileError(
                 f"{path} was cut short: it is the beginning of what was written. If the images after that were taken "
                 "out on purpose, put an empty line at the end of the file."
             )
-        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+        text = content.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+        lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
         names = [line for line in lines if line]
         index_of = {self.id_of(index): index for index in range(len(self))}
         unknown = [name for name in names if name not in index_of]
@@ -435,6 +446,11 @@ def _parse_table(text: str, summary: Mapping[str, Any], n_images: int) -> dict[s
         "ids": None if summary["ids"] == "index" else ids,
         "labels": labels,
     }
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, with the bytes of file names that are not UTF-8 as they were."""
+    return text.encode(errors="surrogateescape")
 
 
 def _staged(folder: Path, name: str, checksum: str) -> Path:

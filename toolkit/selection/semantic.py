@@ -83,7 +83,7 @@ class SemanticSelector(BaseSelector):
 
     def __init__(
         self,
-        features: Any,
+        features: Representation | Any,
         keep_fraction: float | None = None,
         *,
         n_groups: int | None = None,
@@ -127,6 +127,9 @@ class SemanticSelector(BaseSelector):
             raise ValueError(
                 f"`keep_fraction` or `n_groups` or `threshold` must be given, exactly one, got {given or None}."
             )
+        for name, kinds in (("keep_fraction", (int, float)), ("threshold", (int, float)), ("n_groups", (int,))):
+            if isinstance(given.get(name, 1), bool) or not isinstance(given.get(name, 1), (*kinds, np.number)):
+                raise TypeError(f"`{name}` must be a {'whole ' * (name == 'n_groups')}number, got {given[name]!r}.")
         if self.keep_fraction is not None:
             check_fraction("keep_fraction", self.keep_fraction)
         if self.threshold is not None and not 0 <= self.threshold <= 2:
@@ -149,7 +152,8 @@ class SemanticSelector(BaseSelector):
         self.check()
         representation = self.representation()
         dataset = source_of(dataset, representation)
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove)
+        needs = self.scope == "class"
+        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
         classes = self._classes(candidates)
         n_kept = self._budget(candidates, classes)
         vectors = check_vectors(representation.vectors(dataset), "features", nonzero=True)
