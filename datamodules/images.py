@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -324,7 +325,7 @@ class ImageDataModule(L.LightningDataModule):
         )
 
 
-class ImageTensorDataModule(ImageDataModule):
+class ImageTensorDataModule(ImageDataModule, ABC):
     """Base of the data modules that keep a split's images in one tensor.
 
     A class of this kind defines `_load`. Augmentation is a random crop out of the image with a black border and, if
@@ -371,9 +372,9 @@ class ImageTensorDataModule(ImageDataModule):
         #: Position of each image of `train_dataset` in the whole training set, int64 of shape (N,); set by `setup`.
         self.train_indices: Tensor | None = None
 
+    @abstractmethod
     def _load(self, train: bool) -> ImageTensorDataset:
         """The whole training set, or the test set."""
-        raise NotImplementedError
 
     @property
     def class_names(self) -> list[str]:
