@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -225,6 +226,13 @@ class PrunedDataModule(L.LightningDataModule):
                 "the data it was started on, start a new run, or set `allow_changed_data` if you know that the "
                 "images and their order are the same (files that were copied have new times)."
             )
+        config = getattr(self.selector, "config", None)
+        if callable(config) and json.loads(stored["config"]) != json.loads(json.dumps(config(), default=str)):
+            warnings.warn(
+                "The checkpoint's selection was made with other settings than the selector now has: the run goes on "
+                "with the checkpoint's. Start a new run to train on another selection.",
+                stacklevel=2,
+            )
         if self._selection is not None and torch.equal(
             torch.from_numpy(self._selection.status), stored["status"].cpu()
         ):
@@ -341,24 +349,25 @@ class PrunedDataModule(L.LightningDataModule):
                 f"`selector` must be a selection from the training set's {n_images} images, got one from "
                 f"{len(self._selection)} images."
             )
-        if self.origin == "folder" and not self._is_checked:
-            self._check_folder(self._selection, loader)
+        if self.origin in {"folder", "given"} and self.selector is not None and not self._is_checked:
+            self._check_given(self._selection, loader)
         self._is_checked = True
         return self._selection
 
-    def _check_folder(self, selection: Selection, loader: DataLoader[Any]) -> None:
+    def _check_given(self, selection: Selection, loader: DataLoader[Any]) -> None:
         """Refuse a selection of other images; warn where only times or contents may differ."""
+        given = f"in {str(self.selector)!r}" if self.origin == "folder" else "that was given"
         dataset = self._evaluation_dataset(loader)
         names = ids_of(dataset)
         if selection.ids is not None and names is not None and tuple(names) != selection.ids:
             different = next(i for i, (a, b) in enumerate(zip(names, selection.ids, strict=True)) if a != b)
             raise MisconfigurationException(
-                f"`selector` {str(self.selector)!r} must be a selection from this training set, got one in which image "
+                f"`selector` must be a selection from this training set, got one ({given}) in which image "
                 f"{different} is {selection.ids[different]!r}, not {names[different]!r}."
             )
         if selection.fingerprint not in {None, dataset_fingerprint(dataset)}:
             warnings.warn(
-                f"The selection in {str(self.selector)!r} was made from data with another fingerprint: make sure that "
+                f"The selection {given} was made from data with another fingerprint: make sure that "
                 "the images and their order are the same.",
                 stacklevel=4,
             )

@@ -207,6 +207,10 @@ def test_resume_continues_with_the_identical_subset_without_choosing(tmp_path):
             trainer(tmp_path, max_epochs=2).fit(
                 Model(), datamodule=PrunedDataModule(Data(changed), Refusing()), ckpt_path=path, weights_only=True
             )
+    other = PrunedDataModule(Data(data), semantic(model, 0.5))
+    with pytest.warns(UserWarning, match="was made with other settings .* goes on with the checkpoint's"):
+        trainer(tmp_path, max_epochs=2).fit(Model(), datamodule=other, ckpt_path=path, weights_only=True)
+    np.testing.assert_array_equal(other.selection.kept, first.selection.kept)
     allowed = PrunedDataModule(Data(tensors(seed=5)), Refusing(), allow_changed_data=True)
     trainer(tmp_path, max_epochs=2).fit(Model(), datamodule=allowed, ckpt_path=path, weights_only=True)
     np.testing.assert_array_equal(allowed.selection.kept, first.selection.kept)
@@ -229,6 +233,8 @@ def test_a_saved_selection_is_trained_on_maybe_edited(tmp_path):
     (tmp_path / "selection" / "kept.txt").write_text("\n".join(lines) + "\n")
     with pytest.warns(UserWarning, match="from data with another fingerprint"):
         loader_of(PrunedDataModule(Data(tensors(seed=4)), tmp_path / "selection"))
+    with pytest.warns(UserWarning, match="that was given was made from data with another fingerprint"):
+        loader_of(PrunedDataModule(Data(tensors(seed=4)), chosen))
     with pytest.raises(FileNotFoundError, match="`folder` must hold a saved selection"):
         loader_of(PrunedDataModule(Data(data), tmp_path / "nowhere"))
 
