@@ -26,14 +26,8 @@ class Slow(BoringModel):
         time.sleep(0.3)
 
 
-def test_training_is_timed_without_validation_and_logged(tmp_path):
-    monitor = EpochTimeMonitor()
-    logger = CSVLogger(tmp_path)
-    trainer = L.Trainer(
-        max_epochs=2,
-        limit_train_batches=2,
-        limit_val_batches=1,
-        num_sanity_val_steps=1,
+def trainer(monitor, logger, **options):
+    return L.Trainer(
         accelerator="cpu",
         callbacks=[monitor],
         logger=logger,
@@ -41,9 +35,16 @@ def test_training_is_timed_without_validation_and_logged(tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
+        **options,
     )
+
+
+def test_training_is_timed_without_validation_and_logged(tmp_path):
+    monitor, logger = EpochTimeMonitor(), CSVLogger(tmp_path)
     start = time.perf_counter()
-    trainer.fit(Slow())
+    trainer(monitor, logger, max_epochs=2, limit_train_batches=2, limit_val_batches=1, num_sanity_val_steps=1).fit(
+        Slow()
+    )
     whole = time.perf_counter() - start
     assert len(monitor.seconds) == 2
     assert all(seconds >= 0.1 for seconds in monitor.seconds)
@@ -53,16 +54,6 @@ def test_training_is_timed_without_validation_and_logged(tmp_path):
 
 def test_images_per_second_where_an_epoch_is_whole(tmp_path):
     monitor, logger = EpochTimeMonitor(), CSVLogger(tmp_path)
-    trainer = L.Trainer(
-        max_epochs=1,
-        limit_val_batches=0,
-        accelerator="cpu",
-        callbacks=[monitor],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
-    trainer.fit(BoringModel(), torch.utils.data.DataLoader(torch.rand(40, 32), batch_size=8))
+    loader = torch.utils.data.DataLoader(torch.rand(40, 32), batch_size=8)
+    trainer(monitor, logger, max_epochs=1, limit_val_batches=0).fit(BoringModel(), loader)
     assert logged(logger, "time/images_per_second") == [40 / monitor.seconds[0]]

@@ -74,9 +74,6 @@ class EvaluationView(Dataset[Any]):
         self.collate_fn = collate_fn
         self.num_workers = num_workers
         self.device = device
-        if hasattr(dataset, "__getitems__"):
-            # PyTorch's loader asks for whole batches where a data set offers them.
-            self.__getitems__ = dataset.__getitems__
 
     @classmethod
     def of(cls, dataset: Any) -> EvaluationView:
@@ -91,7 +88,8 @@ class EvaluationView(Dataset[Any]):
 
     def load(self, indices: list[int]) -> Any:
         """The collated batch of some images, before the batch transform."""
-        many = getattr(self, "__getitems__", None)
+        # As PyTorch's loader does, ask for the whole batch where the data set offers that.
+        many = getattr(self.dataset, "__getitems__", None)
         return (self.collate_fn or default_collate)(many(indices) if many else [self[i] for i in indices])
 
     def fingerprint(self) -> str:
