@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +19,9 @@ T = TypeVar("T")
 #: Long enough for one rank to work while the others wait.
 _PATIENCE = timedelta(days=1)
 _CHUNK_BYTES = 1 << 26
-#: The process group and the group made beside it; both held, so that neither is mistaken for a later one.
-_patient: list[Any] = [None, None]
+#: The process group and the group made beside it. Held weakly: PyTorch owns them, and a group that outlives
+#: `destroy_process_group` ends its threads while the interpreter is being torn down, which now and then aborts it.
+_patient: list[weakref.ref[Any]] = []
 
 
 def world() -> tuple[int, int]:
@@ -31,9 +33,11 @@ def world() -> tuple[int, int]:
 
 def _patient_group() -> Any:
     """A group of all ranks over CPU memory that outwaits long work on one of them; made once for a process group."""
-    if _patient[0] is not distributed.group.WORLD:
-        _patient[:] = distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    return _patient[1]
+    whole, beside = (reference() for reference in _patient) if _patient else (None, None)
+    if beside is None or whole is not distributed.group.WORLD:
+        beside = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        _patient[:] = weakref.ref(distributed.group.WORLD), weakref.ref(beside)
+    return beside
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
