@@ -98,8 +98,8 @@ def test_every_budget_is_met_exactly():
     assert len(selector(x, 0.29).select(vectors(100)[:97], labels=y).kept) == 28
 
 
-def test_scope_all_needs_no_labels():
-    selection = selector(vectors(), n_groups=50, scope="all").select()
+def test_scope_dataset_needs_no_labels():
+    selection = selector(vectors(), n_groups=50, scope="dataset").select()
     assert len(selection.kept) == 50
     assert selection.labels is None
     assert list(selection.counts()) == ["all"]
@@ -107,7 +107,7 @@ def test_scope_all_needs_no_labels():
 
 def test_always_keep_and_always_remove():
     x = np.repeat(vectors(10), 3, axis=0)
-    selection = selector(x, 0.37, scope="all", always_keep=["1", 2, 29], always_remove=[0, 27]).select()
+    selection = selector(x, 0.37, scope="dataset", always_keep=["1", 2, 29], always_remove=[0, 27]).select()
     assert {1, 2, 29} <= set(selection.kept.tolist())
     assert len(selection.kept) == 11
     assert [selection.reasons[i] for i in (0, 27)] == ["excluded", "excluded"]
@@ -131,7 +131,7 @@ def test_representative_rules():
 def test_duplicates_end_in_one_group_and_ties_go_to_the_lower_index():
     x = vectors(40)
     doubled = np.concatenate([x, x[:10]])
-    selection = selector(doubled, n_groups=40, scope="all").select()
+    selection = selector(doubled, n_groups=40, scope="dataset").select()
     np.testing.assert_array_equal(selection.kept, np.arange(40))
     np.testing.assert_array_equal(selection.representative[40:], np.arange(10))
     np.testing.assert_array_equal(selection.distance[40:], 0)
@@ -178,13 +178,13 @@ def test_labels_of_the_data_set_are_used():
         ({"keep_fraction": 0.5, "threshold": 0.1}, None, "exactly one, got .*keep_fraction.*threshold"),
         ({"threshold": 2.1}, None, r"`threshold` must be a dissimilarity in \[0, 2\], got 2.1"),
         ({"threshold": float("nan")}, None, "`threshold` must be a dissimilarity"),
-        ({"n_groups": 0, "scope": "all"}, None, "`n_groups` must be from 1 to the 20 images, got 0"),
+        ({"n_groups": 0, "scope": "dataset"}, None, "`n_groups` must be from 1 to the 20 images, got 0"),
         ({"keep_fraction": 0.5, "linkage": "ward"}, None, "`linkage` must be one of 'complete', 'average', 'single'"),
         ({"keep_fraction": 0.5, "representative": "best"}, None, "`representative` must be one of"),
         ({"keep_fraction": 0.5, "quota": "fair"}, None, "`quota` must be one of 'proportional', 'global', got 'fair'"),
-        ({"keep_fraction": 0.5, "scope": "some"}, None, "`scope` must be one of 'class', 'all', got 'some'"),
+        ({"keep_fraction": 0.5, "scope": "some"}, None, "`scope` must be one of 'class', 'dataset', got 'some'"),
         ({"keep_fraction": 0.5, "tree_floor": 0}, None, r"`tree_floor` must be in \(0, 1\], got 0"),
-        ({"keep_fraction": 0.5}, None, "`labels` must be given where scope='class', got None .* scope='all'"),
+        ({"keep_fraction": 0.5}, None, "`labels` must be given where scope='class', got None .* scope='dataset'"),
         (
             {"keep_fraction": 0.5},
             [0] * 19,
@@ -214,12 +214,12 @@ def test_errors(options, labels, match):
 
 def test_labels_that_decide_nothing_do_not_stop_the_job():
     masks = TensorDataset(torch.zeros(20, 3, 2, 2), torch.full((20, 2), 7))
-    assert selector(vectors(20), 0.5, scope="all").select(masks).labels is not None
+    assert selector(vectors(20), 0.5, scope="dataset").select(masks).labels is not None
     odd = [(torch.zeros(1), "a;b")] * 20
     with pytest.raises(ValueError, match="no ';' in them"):
         selector(vectors(20), 0.5).select(odd)
     with pytest.warns(UserWarning, match="The content of a"):
-        assert selector(vectors(20), 0.5, scope="all").select(odd).labels is None
+        assert selector(vectors(20), 0.5, scope="dataset").select(odd).labels is None
     with pytest.warns(UserWarning, match="The content of a"):
         assert RandomSelector(0.5).select(odd).labels is None
 
@@ -242,17 +242,17 @@ def test_wrong_kinds(options, match):
 def test_errors_of_vectors():
     x = vectors(20)
     with pytest.raises(ValueError, match="`embeddings` must be one row for each of the data set's 19 images"):
-        selector(x, 0.5, scope="all").select(range(19))
+        selector(x, 0.5, scope="dataset").select(range(19))
     with pytest.raises(ValueError, match="`dataset` must be a data set with at least one image"):
         selector(x, 0.5).select([])
     x[3] = 0
     with pytest.raises(ValueError, match="no zero rows under the cosine .* got 1 of 20, the first at index 3"):
-        selector(x, 0.5, scope="all").select()
+        selector(x, 0.5, scope="dataset").select()
     x[7, 2] = np.inf
     with pytest.raises(ValueError, match="NaN or infinite values in 1 of 20 rows, the first at index 7"):
-        selector(x, 0.5, scope="all").select()
+        selector(x, 0.5, scope="dataset").select()
     with pytest.raises(ValueError, match="`ids` must be different for every image, got '1 repeated'"):
-        selector(vectors(3), 1.0, scope="all").select(ids=["a", "b", "a"])
+        selector(vectors(3), 1.0, scope="dataset").select(ids=["a", "b", "a"])
 
 
 class TestRandomSelector:

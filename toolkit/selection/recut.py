@@ -14,6 +14,9 @@ from toolkit.selection.quota import allocate
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+#: In place of a label: the group has several.
+_MIXED = -1
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -24,12 +27,14 @@ class Cut:
         group: Shape (N,), the number of each image's group, -1 for an image in none.
         representative: Shape (N,), the index of the image that stands for it (itself if kept), -1 for none.
         distance: Shape (N,), dissimilarity to the representative, 0 if kept, NaN where there is none.
+        influential: Shape (N,), images kept because their group has images of several labels; None for none.
     """
 
     kept: npt.NDArray[np.bool_]
     group: npt.NDArray[np.int64]
     representative: npt.NDArray[np.int64]
     distance: npt.NDArray[np.float32]
+    influential: npt.NDArray[np.bool_] | None = None
 
 
 class Recut(Protocol):
@@ -66,6 +71,8 @@ class MergeForest:
         preferred: Shape (N,), images that stay whatever they are merged with.
         quota: `proportional` or `global`.
         floor: The fewest images that the trees reach.
+        codes: Shape (N,), the label of each image, where a group of more than one label is kept whole; None where
+            every group has one representative whatever its labels.
     """
 
     n_images: int
@@ -76,6 +83,7 @@ class MergeForest:
     preferred: npt.NDArray[np.bool_]
     quota: str
     floor: int
+    codes: npt.NDArray[np.int64] | None = None
 
     @property
     def excluded(self) -> npt.NDArray[np.bool_]:
@@ -108,18 +116,51 @@ class MergeForest:
         """Do every merge whose height is at most `threshold`."""
         return self._assemble([int(np.searchsorted(tree.heights, threshold, side="right")) for tree in self.trees])
 
+    def cut_into(self, n_groups: int) -> Cut:
+        """Merge the images of one class into this many groups, however many of them stay."""
+        return self._assemble([len(self.images[0]) - n_groups])
+
     def min_of_class(self, c: int) -> int:
         """The fewest images that class c may be left with: one, or those that are to stay."""
         return max(min(1, len(self.images[c])), int(self.preferred[self.images[c]].sum()))
 
     def _spared(self, c: int) -> npt.NDArray[np.int64]:
-        """Images that class c loses by its first m merges, for m = 0, 1, ...; merging two that both stay loses none."""
-        tree, holds = self.trees[c], self.preferred[self.images[c]].tolist()
+        """The most images that class c has lost by one of its first m merges, for m = 0, 1, ...
+
+        As no merge loses two, a number is first reached exactly.
+        """
+        return np.maximum.accumulate(self._lost(c))
+
+    def _lost(self, c: int) -> npt.NDArray[np.int64]:
+        """The images that class c has lost after its first m merges, for m = 0, 1, ...
+
+        A merge loses one image, or none where both sides hold one that is to stay, or (where groups of several labels
+        are kept whole) brings back all that the two groups had lost.
+        """
+        tree, images = self.trees[c], self.images[c]
+        stays = self.preferred[images].astype(np.int64).tolist()
+        kept = [1] * len(images)
+        size = [1] * len(images)
+        label = [0] * len(images) if self.codes is None else self.codes[images].tolist()
         lost = [0]
         for left, right in tree.children.tolist():
-            lost.append(lost[-1] + (not (holds[left] and holds[right])))
-            holds.append(holds[left] or holds[right])
+            size.append(size[left] + size[right])
+            stays.append(stays[left] + stays[right])
+            label.append(label[left] if label[left] == label[right] else _MIXED)
+            kept.append(size[-1] if label[-1] == _MIXED else max(1, stays[-1]))
+            lost.append(lost[-1] + kept[left] + kept[right] - kept[-1])
         return np.array(lost, np.int64)
+
+    def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """The heights of all merges, ascending, and how many images stay once each of them is done."""
+        heights = np.concatenate([tree.heights for tree in self.trees])
+        loss = np.concatenate([np.diff(self._lost(c)) for c in range(len(self.trees))])
+        order = np.argsort(heights, kind="stable")
+        return heights[order], sum(map(len, self.images)) - np.cumsum(loss[order])
+
+    def fewest(self) -> int:
+        """The fewest images that any number of merges leaves."""
+        return sum(len(images) - int(self._spared(c)[-1]) for c, images in enumerate(self.images))
 
     def _merges_by_height(self, n_kept: int, spared: list[npt.NDArray[np.int64]]) -> list[int]:
         heights = np.concatenate([tree.heights for tree in self.trees])
@@ -144,10 +185,12 @@ class MergeForest:
             labels = tree.cut(n_groups=tree.n_leaves - merges)
             group[images] = labels + n_groups
             n_groups += tree.n_leaves - merges
-        stays = np.flatnonzero(self.preferred & (representative >= 0))
+        group = by_first(group)
+        influential = None if self.codes is None else mixed_groups(group, self.codes)
+        stays = np.flatnonzero((self.preferred | (False if influential is None else influential)) & (group >= 0))
         representative[stays], distance[stays] = stays, 0.0
         kept = representative == np.arange(self.n_images)
-        return Cut(kept, _by_first(group), representative, distance)
+        return Cut(kept, group, representative, distance, influential)
 
     def arrays(self) -> Arrays:
         """The forest as arrays for a file."""
@@ -174,6 +217,7 @@ class MergeForest:
             "floor": np.array(self.floor),
             "linkage": np.array(linkage),
             "metric": np.array(metric),
+            **({} if self.codes is None else {"codes": self.codes}),
             **offsets,
         }
 
@@ -197,6 +241,7 @@ class MergeForest:
             preferred,
             str(arrays["quota"]),
             int(arrays["floor"]),
+            arrays.get("codes"),
         )
 
 
@@ -239,7 +284,7 @@ class Ranking:
         representative = np.where(kept, own, -1)
         return Cut(
             kept,
-            _by_first(representative),
+            by_first(representative),
             representative,
             np.where(kept, np.float32(0), np.float32(np.nan)),
         )
@@ -267,7 +312,32 @@ def recut_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Recut:
     return kinds[str(arrays["kind"])].from_arrays(arrays)
 
 
-def _by_first(group: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def mixed_groups(group: npt.NDArray[np.int64], codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which images are in a group with images of another label.
+
+    Args:
+        group: Shape (N,), the number of each image's group, -1 for an image in none.
+        codes: Shape (N,), the label of each image.
+
+    Returns:
+        Shape (N,).
+
+    Example:
+        >>> mixed_groups(np.array([0, 0, 1, 1, -1]), np.array([5, 5, 5, 6, 7])).tolist()
+        [False, False, True, True, False]
+    """
+    inside = np.flatnonzero(group >= 0)
+    n_groups = int(group.max(initial=-1)) + 1
+    low = np.full(n_groups, np.iinfo(np.int64).max)
+    high = np.full(n_groups, np.iinfo(np.int64).min)
+    np.minimum.at(low, group[inside], codes[inside])
+    np.maximum.at(high, group[inside], codes[inside])
+    mixed = np.zeros(len(group), dtype=bool)
+    mixed[inside] = (low < high)[group[inside]]
+    return mixed
+
+
+def by_first(group: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The same groups, numbered in the order of their first images; -1 stays."""
     inside = group >= 0
     _, first, inverse = np.unique(group[inside], return_index=True, return_inverse=True)

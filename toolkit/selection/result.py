@@ -25,8 +25,10 @@ from toolkit.selection.recut import Cut, Recut, recut_from_arrays
 from toolkit.validation import check_fraction, fraction_of, invalid, shorten
 
 #: Why an image is in or out, in the order of their codes.
-STATUSES = ("kept", "redundant", "outlier", "random", "excluded")
-KEPT, REDUNDANT, OUTLIER, RANDOM, EXCLUDED = range(len(STATUSES))
+STATUSES = ("kept", "redundant", "outlier", "random", "excluded", "influential")
+KEPT, REDUNDANT, OUTLIER, RANDOM, EXCLUDED, INFLUENTIAL = range(len(STATUSES))
+#: Those of images that stay.
+_STAYING = (KEPT, INFLUENTIAL)
 
 _FORMAT = 1
 _TABLE, _IDS, _TREE, _SUMMARY = "selection.csv", "kept.txt", "tree.npz", "selection.json"
@@ -58,7 +60,7 @@ class Selection:
         >>> import numpy as np
         >>> from toolkit import SemanticSelector
         >>> vectors = np.array([[1.0, 0.0], [0.99, 0.1], [0.0, 1.0], [0.5, 1.0]])
-        >>> selection = SemanticSelector(vectors, n_groups=3, scope="all").select()
+        >>> selection = SemanticSelector(vectors, n_groups=3, scope="dataset").select()
         >>> selection.kept, selection.removed, selection.representative[1]
         (array([0, 2, 3]), array([1]), np.int64(0))
     """
@@ -91,6 +93,8 @@ class Selection:
     ) -> Selection:
         """A selection from a cut: those it does not keep get `status`, those a person excluded `excluded`."""
         codes = np.where(cut.kept, KEPT, status).astype(np.uint8)
+        if cut.influential is not None:
+            codes[cut.influential] = INFLUENTIAL
         if excluded is not None:
             codes[excluded] = EXCLUDED
         return cls(codes, cut.group, cut.representative, cut.distance, cut_status=status, **more)
@@ -101,16 +105,30 @@ class Selection:
     @property
     def kept(self) -> npt.NDArray[np.int64]:
         """Indices of the images that stay, ascending."""
-        return np.flatnonzero(self.status == KEPT)
+        return np.flatnonzero(self._stays())
 
     @property
     def removed(self) -> npt.NDArray[np.int64]:
         """Indices of the images that go, ascending."""
-        return np.flatnonzero(self.status != KEPT)
+        return np.flatnonzero(~self._stays())
+
+    @property
+    def influential(self) -> npt.NDArray[np.int64]:
+        """Indices of the images that stay because they are alike to images of another label, ascending.
+
+        Their groups have more than one label and are kept whole: they lie where classes meet, or carry a wrong label.
+        """
+        return np.flatnonzero(self.status == INFLUENTIAL)
+
+    def _stays(self) -> npt.NDArray[np.bool_]:
+        return np.isin(self.status, _STAYING)
 
     @property
     def reasons(self) -> list[str]:
-        """For every image `kept`, or why it goes: `redundant`, `outlier`, `random` or `excluded` (by a person)."""
+        """For every image why it stays (`kept`, `influential`) or goes (`redundant`, `outlier`, `random`, `excluded`).
+
+        `influential` are those in a group of several labels, `excluded` those that a person took out.
+        """
         return [STATUSES[code] for code in self.status]
 
     def id_of(self, index: int) -> str:
@@ -144,7 +162,7 @@ class Selection:
             >>> import numpy as np
             >>> from toolkit import SemanticSelector
             >>> vectors = np.random.default_rng(0).normal(size=(20, 3))
-            >>> selection = SemanticSelector(vectors, keep_fraction=0.9, scope="all").select()
+            >>> selection = SemanticSelector(vectors, keep_fraction=0.9, scope="dataset").select()
             >>> len(selection.kept), len(selection.with_keep_fraction(0.6).kept)
             (18, 12)
         """
@@ -187,7 +205,7 @@ class Selection:
         table = np.zeros((len(names), len(STATUSES)), np.int64)
         np.add.at(table, (codes, self.status), 1)
         return {
-            name: {"kept": int(row[KEPT]), "removed": int(row.sum() - row[KEPT])}
+            name: {"kept": int(row[[*_STAYING]].sum()), "removed": int(row.sum() - row[[*_STAYING]].sum())}
             | {STATUSES[code]: int(row[code]) for code in range(1, len(STATUSES)) if row[code]}
             for name, row in zip(names, table, strict=True)
         }
@@ -377,7 +395,7 @@ class Selection:
         chosen[[index_of[name] for name in names]] = True
         if not chosen.any():
             raise SelectionFileError(f"{path} must hold at least one id, got none.")
-        before = self.status == KEPT
+        before = self._stays()
         changes = {int(index): bool(chosen[index]) for index in np.flatnonzero(chosen != before)}
         added = sum(changes.values())
         warnings.warn(

@@ -1,0 +1,81 @@
+"""What selectors that group images share: one budget out of several, and among which images groups are formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.selection.base import BaseSelector, Candidates
+from toolkit.validation import check_fraction, fraction_of, invalid
+
+#: Among which images groups are formed: those of each class apart, or all of the data set.
+SCOPES = ("class", "dataset")
+
+
+class BudgetedSelector(BaseSelector):
+    """A selector whose budget is a fraction, a number of groups, or something else that decides how many stay."""
+
+    keep_fraction: float | None
+    n_groups: int | None
+    scope: str
+    always_keep: Sequence[str | int]
+    always_remove: Sequence[str | int]
+
+    def _check_budget(self, names: Sequence[str]) -> None:
+        """Exactly one of the named settings must be given, as a number."""
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if len(given) != 1:
+            alternatives = " or ".join(f"`{name}`" for name in names)
+            raise ValueError(f"{alternatives} must be given, exactly one, got {given or None}.")
+        ((name, value),) = given.items()
+        kinds = (int, np.integer) if name == "n_groups" else (int, float, np.number)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise TypeError(f"`{name}` must be a {'whole ' * (name == 'n_groups')}number, got {value!r}.")
+        if name == "keep_fraction":
+            check_fraction("keep_fraction", value)
+
+    def _classes(self, candidates: Candidates) -> npt.NDArray[np.int64]:
+        """The class of each image within which it may be grouped, shape (N,)."""
+        if self.scope == "dataset":
+            return np.zeros(candidates.n_images, np.int64)
+        if candidates.labels is None:
+            raise ValueError(
+                "`labels` must be given where scope='class', got None and a data set that has none. Pass `labels`, "
+                "give the data set an attribute `targets`, or set scope='dataset' to choose without labels."
+            )
+        return candidates.labels.codes
+
+    def _n_kept(self, candidates: Candidates, classes: npt.NDArray[np.int64]) -> int | None:
+        """How many images stay (or groups there are), or None if a threshold decides."""
+        if self.n_groups is not None:
+            if not 1 <= self.n_groups <= candidates.n_images:
+                raise invalid("n_groups", f"from 1 to the {candidates.n_images} images", self.n_groups)
+            n_kept, name = self.n_groups, "n_groups"
+        elif self.keep_fraction is not None:
+            n_kept, name = fraction_of(self.keep_fraction, candidates.n_images), "keep_fraction"
+        else:
+            return None
+        candidates.check_budget(n_kept)
+        least = _least(classes, candidates)
+        if n_kept < least:
+            raise invalid(
+                name,
+                f"enough for one image of each class and those always kept ({least} images)",
+                f"{getattr(self, name)}, which is {n_kept}",
+            )
+        return n_kept
+
+
+def _least(classes: npt.NDArray[np.int64], candidates: Candidates) -> int:
+    """The fewest images that can stay: one of each class that has any left, or those that a person wants."""
+    n_classes = int(classes.max()) + 1
+    left = np.bincount(classes[~candidates.excluded], minlength=n_classes)
+    return int(np.maximum(np.minimum(1, left), np.bincount(classes[candidates.preferred], minlength=n_classes)).sum())
+
+
+def optional_codes(candidates: Candidates, scope: str) -> Any:
+    """The labels that make a group mixed: none within a class, or where there are no labels."""
+    return None if scope == "class" or candidates.labels is None else candidates.labels.codes

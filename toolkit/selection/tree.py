@@ -1,0 +1,184 @@
+"""What selectors that cut merge trees share: how deep the trees must go, and where they are cut."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from toolkit.distributed import world
+from toolkit.grouping import MergeTree, find_representatives, merge_tree
+from toolkit.representations import Vectors
+from toolkit.selection.base import Candidates
+from toolkit.selection.budget import SCOPES, BudgetedSelector
+from toolkit.selection.quota import QUOTAS, allocate
+from toolkit.selection.recut import Cut, MergeForest
+from toolkit.validation import check_choice, check_fraction, fraction_of, invalid
+
+#: How much deeper trees are grown than the last ones suggest, where groups of several labels are kept whole.
+_MARGIN = 1.15
+
+
+class TreeSelector(BudgetedSelector):
+    """Merges alike images into groups until a budget is met, and keeps one image of each group.
+
+    A subclass says which vectors, metric, linkage and rule for representatives to use; its documentation tells the
+    arguments.
+    """
+
+    #: The dissimilarity of two vectors, and the largest that a threshold may ask for.
+    metric: ClassVar[str] = "cosine"
+    max_threshold: ClassVar[float] = 2.0
+
+    threshold: float | None
+    linkage: str
+    representative: str
+    quota: str
+    tree_floor: float | None
+    seed: int
+    progress: bool
+
+    def check(self) -> None:
+        """Refuse settings that are out of range, before any work."""
+        self._check_budget(("keep_fraction", "n_groups", "threshold"))
+        if self.threshold is not None and not 0 <= self.threshold <= self.max_threshold:
+            must = "a dissimilarity in [0, 2]" if self.max_threshold == 2 else "a distance of at least 0"
+            raise invalid("threshold", must, self.threshold)
+        check_choice("quota", self.quota, QUOTAS)
+        check_choice("scope", self.scope, SCOPES)
+        if self.tree_floor is not None:
+            check_fraction("tree_floor", self.tree_floor)
+
+    def _forest(
+        self,
+        vectors: Vectors,
+        candidates: Candidates,
+        classes: npt.NDArray[np.int64],
+        n_kept: int | None,
+        codes: npt.NDArray[np.int64] | None = None,
+    ) -> MergeForest:
+        """The merge trees of all classes, as deep as this budget, the threshold and `tree_floor` need.
+
+        With `codes`, groups of several labels are kept whole; trees then go deeper until the budget can be met.
+        """
+        n_classes = int(classes.max()) + 1
+        images = [np.flatnonzero((classes == c) & ~candidates.excluded) for c in range(n_classes)]
+        sizes = np.bincount(classes, minlength=n_classes).astype(np.int64)
+        available = np.array([len(i) for i in images], np.int64)
+        preferred = np.array([int(candidates.preferred[i].sum()) for i in images], np.int64)
+        low = np.maximum(np.minimum(1, available), preferred)
+        reach = candidates.n_images if self.tree_floor is None else fraction_of(self.tree_floor, candidates.n_images)
+        if n_kept is not None:
+            reach = min(reach, n_kept)
+        floor = int(np.clip(reach, low.sum(), available.sum()))
+        # One group fewer than the share at the floor: by largest remainder, a class can have one seat fewer in a larger
+        # house. And merges between two images that both stay save nothing, so there may have to be more of them.
+        depth = np.maximum(
+            allocate(floor, sizes, low, available) - 1 - np.maximum(preferred - 1, 0), np.minimum(1, available)
+        )
+        trees = self._trees(vectors, images, depth)
+        heights = [tree.heights[-1] if len(tree.heights) else 0.0 for tree in trees]
+        if self.quota == "global" and trees:
+            # Every class has done its share of merges at the greatest of these heights, so all of them together have
+            # done enough below it: that is where one threshold for all can be found.
+            trees = self._extended(vectors, images, trees, max(heights))
+        if self.threshold is not None:
+            trees = self._extended(vectors, images, trees, self.threshold)
+        if codes is not None:
+            trees, floor = self._deepened(vectors, candidates, images[0], trees[0], codes, floor)
+        held = candidates.preferred
+        representatives = [
+            find_representatives(rows_of(vectors, i), tree, rule=self.representative, preferred=held[i], seed=self.seed)
+            for i, tree in zip(images, trees, strict=True)
+        ]
+        return MergeForest(candidates.n_images, images, trees, representatives, sizes, held, self.quota, floor, codes)
+
+    def _deepened(
+        self,
+        vectors: Vectors,
+        candidates: Candidates,
+        images: npt.NDArray[np.int64],
+        tree: MergeTree,
+        codes: npt.NDArray[np.int64],
+        floor: int,
+    ) -> tuple[list[MergeTree], int]:
+        """The tree of all images, deep enough to leave `floor` of them although groups of several labels lose none.
+
+        Where no tree goes down that far, the floor is what the deepest one reaches.
+        """
+        to_lose = len(images) - floor
+        while True:
+            forest = MergeForest(
+                len(codes),
+                [images],
+                [tree],
+                [],
+                np.array([len(codes)]),
+                candidates.preferred,
+                "proportional",
+                floor,
+                codes,
+            )
+            fewest = forest.fewest()
+            lost = len(images) - fewest
+            if lost >= to_lose or tree.n_merges == len(images) - 1:
+                return [tree], max(floor, fewest)
+            # As many merges as would do if they went on to save as many images each, but at least half as many again.
+            wanted = max(_MARGIN * tree.n_merges * to_lose / max(lost, 1), 1.5 * tree.n_merges)
+            tree = self._tree(rows_of(vectors, images), n_groups=max(1, len(images) - int(wanted)))
+
+    def _cut(self, forest: MergeForest, n_kept: int | None) -> Cut:
+        """The cut of the forest that the settings ask for."""
+        if self.threshold is not None:
+            return forest.cut_at(self.threshold)
+        assert n_kept is not None
+        if self.n_groups is not None and forest.codes is not None:
+            return forest.cut_into(n_kept)
+        fewest = forest.min_kept()
+        if n_kept < fewest:
+            raise invalid(
+                "keep_fraction",
+                f"at least {fewest / forest.n_images:.6g} ({fewest} of {forest.n_images} images): groups with images "
+                "of several labels are kept whole. Set scope='class', or give `n_groups` or `threshold`",
+                self.keep_fraction,
+            )
+        return forest.cut(n_kept)
+
+    def _trees(
+        self, vectors: Vectors, images: list[npt.NDArray[np.int64]], depth: npt.NDArray[np.int64]
+    ) -> list[MergeTree]:
+        with tqdm(
+            total=sum(len(i) for i in images), desc="grouping", unit="img", disable=not self.progress or world()[0] != 0
+        ) as bar:
+            trees = []
+            for i, groups in zip(images, depth.tolist(), strict=True):
+                trees.append(self._tree(rows_of(vectors, i), n_groups=groups))
+                bar.update(len(i))
+        return trees
+
+    def _extended(
+        self, vectors: Vectors, images: list[npt.NDArray[np.int64]], trees: list[MergeTree], height: float
+    ) -> list[MergeTree]:
+        """The trees with all merges up to a height; one that goes beyond it already stays as it is."""
+        return [
+            tree
+            if tree.n_leaves == 0
+            or len(tree.heights) == tree.n_leaves - 1
+            or (len(tree.heights) and tree.heights[-1] > height)
+            else self._tree(rows_of(vectors, i), threshold=height)
+            for i, tree in zip(images, trees, strict=True)
+        ]
+
+    def _tree(self, vectors: Vectors, n_groups: int | None = None, threshold: float | None = None) -> MergeTree:
+        if len(vectors) == 0:
+            return MergeTree(0, np.empty((0, 2), np.int64), np.empty(0), self.linkage, self.metric)
+        if threshold is not None:
+            return merge_tree(vectors, threshold=threshold, linkage=self.linkage, metric=self.metric)
+        return merge_tree(vectors, n_groups=n_groups or 1, linkage=self.linkage, metric=self.metric)
+
+
+def rows_of(vectors: Vectors, images: npt.NDArray[np.int64]) -> Vectors:
+    """The vectors of some images, in their order; without a copy where these are all."""
+    return vectors if len(images) == len(vectors) else cast("Vectors", vectors[images])
