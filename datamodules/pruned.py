@@ -270,6 +270,18 @@ class PrunedDataModule(L.LightningDataModule):
         """All training images, also those that are removed, without augmentation where that can be switched off."""
         return self._evaluation_dataset(self._inner_loader())
 
+    def evaluation_view(self, loader: Any = None) -> EvaluationView:
+        """The images of a loader as they are seen for evaluation.
+
+        Args:
+            loader: A validation or test loader (of several, the first is taken); the training images if None.
+        """
+        if loader is None:
+            return self._view(self._inner_loader())
+        while isinstance(loader, (list, tuple)) and loader:
+            loader = loader[0]
+        return self._view(loader, loader.dataset)
+
     def _evaluation_dataset(self, loader: DataLoader[Any]) -> Any:
         """The training images without augmentation, in the order of the training set."""
         own = getattr(self.datamodule, "evaluation_dataset", None)
@@ -289,10 +301,10 @@ class PrunedDataModule(L.LightningDataModule):
             validation = getattr(loaders, "dataset", None)
         return evaluation_dataset(loader.dataset, validation)
 
-    def _view(self, loader: DataLoader[Any]) -> EvaluationView:
+    def _view(self, loader: DataLoader[Any], dataset: Any = None) -> EvaluationView:
         trainer = self.trainer
         return EvaluationView(
-            self._evaluation_dataset(loader),
+            self._evaluation_dataset(loader) if dataset is None else dataset,
             batch_transform=self._batch_transform,
             collate_fn=loader.collate_fn if loader.batch_size is not None or loader.batch_sampler is not None else None,
             num_workers=loader.num_workers,

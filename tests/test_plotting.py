@@ -52,9 +52,9 @@ def test_the_largest_groups_come_first_with_their_distances(tmp_path):
 
 def test_errors():
     vectors = np.random.default_rng(0).normal(size=(4, 3))
-    everything = SemanticSelector(vectors, 1.0, scope="all", progress=False).select()
+    everything = SemanticSelector(vectors, 1.0, scope="dataset", progress=False).select()
     with pytest.raises(ValueError, match="`selection` must be one with a group of two images or more"):
         plot_groups(everything, range(4))
-    half = SemanticSelector(vectors, 0.5, scope="all", progress=False).select()
+    half = SemanticSelector(vectors, 0.5, scope="dataset", progress=False).select()
     with pytest.raises(ValueError, match="`dataset` must be a data set of images, got 'a sample that is none at index"):
         plot_groups(half, ["a", "b", "c", "d"])

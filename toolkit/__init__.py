@@ -17,27 +17,35 @@ if not (Path(__file__).parent / "callbacks").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from toolkit.representations import Embeddings, FeatureExtractor, Representation
-    from toolkit.selection import RandomSelector, Selection, Selector, SemanticSelector
+    from toolkit.representations import Embeddings, FeatureExtractor, Pixels, Representation, WaveletCoefficients
+    from toolkit.selection import RandomSelector, Selection, Selector, SemanticSelector, SSIMSelector, WaveletSelector
 
 _HOMES = {
     "Embeddings": "toolkit.representations",
     "FeatureExtractor": "toolkit.representations",
+    "Pixels": "toolkit.representations",
     "Representation": "toolkit.representations",
+    "WaveletCoefficients": "toolkit.representations",
     "RandomSelector": "toolkit.selection",
+    "SSIMSelector": "toolkit.selection",
     "Selection": "toolkit.selection",
     "Selector": "toolkit.selection",
     "SemanticSelector": "toolkit.selection",
+    "WaveletSelector": "toolkit.selection",
 }
 
 __all__ = [
     "Embeddings",
     "FeatureExtractor",
+    "Pixels",
     "RandomSelector",
     "Representation",
+    "SSIMSelector",
     "Selection",
     "Selector",
     "SemanticSelector",
+    "WaveletCoefficients",
+    "WaveletSelector",
     "__version__",
 ]
 

@@ -1,8 +1,9 @@
-"""The command line: `toolkit.fit` and `toolkit.select`, on LightningCLI."""
+"""The command line: `toolkit.fit`, `toolkit.select` and `toolkit.leaks`, on LightningCLI."""
 
 from __future__ import annotations
 
 import copy
+import csv
 import hashlib
 import importlib
 import json
@@ -25,9 +26,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from toolkit import cache
+from toolkit.datasets import ids_of, labels_of
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
-from toolkit.plotting import plot_groups
+from toolkit.gallery import save_pictures
+from toolkit.insight import Leaks
+from toolkit.leakage import leaks_between
+from toolkit.plotting import plot_isolated, plot_pairs
 from toolkit.representations import FeatureExtractor
 from toolkit.selection import Selection
 
@@ -63,6 +68,23 @@ class BaselineConfig:
 
 
 @dataclass
+class LeaksConfig:
+    """When a test image counts as having a twin in the training set.
+
+    Args:
+        min_similarity: A twin's structural similarity (volume SSIM, in [-1, 1]) is at least this.
+        mirrored: Whether the mirror image of each test image is looked for too.
+        candidates: How many of the nearest training images the structural similarity is computed for.
+        resize: Height and width at which it is computed; needed where images differ in size.
+    """
+
+    min_similarity: float = 0.9
+    mirrored: bool = True
+    candidates: int = 10
+    resize: tuple[int, int] | None = None
+
+
+@dataclass
 class Run:
     """One training run and what came of it."""
 
@@ -82,8 +104,8 @@ class Run:
 class ToolkitCLI(LightningCLI):
     """LightningCLI with a section `baseline`, an option `control`, and config files found by name."""
 
-    def __init__(self, args: Sequence[str] | None = None, for_select: bool = False) -> None:
-        self.for_select = for_select
+    def __init__(self, args: Sequence[str] | None = None, command: Literal["fit", "select", "leaks"] = "fit") -> None:
+        self.command = command
         given = list(sys.argv[1:] if args is None else args)
         resolved = resolve_configs(given)
         if args is None:
@@ -97,7 +119,7 @@ class ToolkitCLI(LightningCLI):
             subclass_mode_data=True,
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
-            parser_kwargs={"prog": "python -m toolkit." + ("select" if for_select else "fit")},
+            parser_kwargs={"prog": f"python -m toolkit.{command}"},
             args=resolved,
             run=False,
         )
@@ -109,10 +131,13 @@ class ToolkitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what the toolkit has beyond LightningCLI."""
         parser.add_class_arguments(BaselineConfig, "baseline")
-        if self.for_select:
-            parser.add_argument("--output", type=str, required=True, help="The folder to write the selection into.")
-        else:
+        if self.command == "fit":
             parser.add_argument("--ckpt_path", type=str | None, default=None, help="A checkpoint to resume from.")
+        else:
+            what = {"select": "the selection", "leaks": "the table and the pictures"}[self.command]
+            parser.add_argument("--output", type=str, required=True, help=f"The folder to write {what} into.")
+        if self.command == "leaks":
+            parser.add_class_arguments(LeaksConfig, "leaks")
         parser.add_argument(
             "--control",
             type=Literal["random", "balanced"] | None,
@@ -227,22 +252,67 @@ def select(args: Sequence[str] | None = None) -> Selection:
     Args:
         args: Command-line arguments; those of the process if None.
     """
-    cli = ToolkitCLI(args, for_select=True)
+    cli = ToolkitCLI(args, command="select")
     datamodule, output = cli.datamodule, Path(cli.config["output"])
+    runs = _prepare(cli, output)
+    selection = cast("Selection", datamodule.selection)
+    _report(datamodule, selection, runs, output, output, all_pictures=True)
+    return selection
+
+
+def leaks(args: Sequence[str] | None = None) -> Leaks:
+    """Look for each test image in the training set, and write which have a twin there and which are unlike all of it.
+
+    Images are compared as the config's selector sees them; the nearest training images are then compared by their
+    structural similarity, which tells twins.
+
+    Args:
+        args: Command-line arguments; those of the process if None.
+    """
+    cli = ToolkitCLI(args, command="leaks")
+    datamodule, output = cli.datamodule, Path(cli.config["output"])
+    _prepare(cli, output)
+    if not is_overridden("test_dataloader", datamodule):
+        sys.exit(f"error: `data` must have a test set, got {type(datamodule.datamodule).__name__}, which has none.")
+    representation = getattr(datamodule.selector, "representation", lambda: None)()
+    if representation is None:
+        name = type(datamodule.selector).__name__
+        sys.exit(f"error: `data.selector` must turn images into vectors to compare them, got {name}.")
+    datamodule.setup("test")
+    test = datamodule.evaluation_view(datamodule.test_dataloader())
+    settings = cli.config_init["leaks"]
+    found = leaks_between(
+        datamodule.evaluation_view(),
+        test,
+        representation,
+        min_similarity=settings.min_similarity,
+        mirrored=settings.mirrored,
+        candidates=settings.candidates,
+        resize=settings.resize,
+    )
+    on_rank_zero(lambda: _report_leaks(datamodule, test, found, output))
+    return found
+
+
+def _prepare(cli: ToolkitCLI, output: Path) -> list[Run]:
+    """Check what was asked for, and set everything up as in training, without training more than a missing baseline.
+
+    Returns:
+        The run of the baseline, if the features come from one.
+    """
+    datamodule = cli.datamodule
     if not _is_pruned(datamodule):
         sys.exit(f"error: `data` must be a PrunedDataModule to select from, got {type(datamodule).__name__}.")
     _check_settings(datamodule)
     cache.check_writable(output, "output")
     runs = [_supply_baseline(cli, datamodule)] if _needs_baseline(datamodule) else []
-    # As in training, so that batch hooks of the model are found and images look the same to both commands.
+    # As in training, so that batch hooks of the model are found and images look the same to all commands.
     cli.trainer.strategy.connect(cli.model)
     cli.model.trainer = cli.trainer
     datamodule.trainer = cli.trainer
     datamodule.prepare_data()
     datamodule.setup("fit")
-    selection = cast("Selection", datamodule.selection)
-    _report(datamodule, selection, runs, output, output)
-    return selection
+    return runs
 
 
 def _by_class_path(class_path: str) -> Any:
@@ -405,26 +475,23 @@ def _score(trainer: L.Trainer, model: L.LightningModule, datamodule: Any) -> dic
     return {}
 
 
-def _draw_groups(datamodule: Any, selection: Selection, path: Path) -> Path | None:
-    """Draw the largest groups, if there are any and the data set's samples are images."""
-    try:
-        figure = plot_groups(selection, datamodule.evaluation_dataset(), class_names=_class_names(datamodule))
-    except ValueError as error:
-        log.info("no picture of groups: %s", error)
-        return None
-    figure.savefig(path, dpi=120)
-    return path
-
-
 def _class_names(datamodule: Any) -> list[str] | None:
     names = getattr(datamodule, "class_names", None)
     return list(names) if isinstance(names, (list, tuple)) else None
 
 
 def _report(
-    datamodule: Any, selection: Selection | None, runs: list[Run], folder: Path, selection_folder: Path
+    datamodule: Any,
+    selection: Selection | None,
+    runs: list[Run],
+    folder: Path,
+    selection_folder: Path,
+    all_pictures: bool = False,
 ) -> dict[str, Any]:
-    """Print the summary and write it, with the selection, where the run's files are."""
+    """Print the summary and write it, with the selection and pictures, where the run's files are.
+
+    Training draws the groups only; `all_pictures` are drawn where choosing is all there is to do.
+    """
     lines: list[str] = []
     files = {"summary": folder / "summary.json"}
     if selection is not None:
@@ -436,9 +503,11 @@ def _report(
             )
             lines.append(f"selection: {how} in {seconds:.1f} s")
         files["selection"] = selection.save(selection_folder)
-        picture = _draw_groups(datamodule, selection, folder / "groups.png")
-        if picture is not None:
-            files["picture of the largest groups"] = picture
+        view, names = datamodule.evaluation_view(), _class_names(datamodule)
+        pictures = save_pictures(
+            selection, view, folder, selector=datamodule.selector if all_pictures else None, class_names=names
+        )
+        files |= {f"picture: {title}": path for title, path in pictures.items()}
     if runs:
         rows = [("run", "images", "s/epoch", "score"), *(run.row() for run in runs)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -458,3 +527,60 @@ def _report(
     lines.append(f"cache: {kept_in} ({size}; python -m toolkit.cache --clear empties it)")
     print("\n".join(lines))
     return summary
+
+
+def _report_leaks(datamodule: Any, test: Any, found: Leaks, folder: Path) -> None:
+    """Print what was found, and write the table and the pictures."""
+    train, names = datamodule.evaluation_dataset(), _class_names(datamodule)
+    labels = {"test_labels": labels_of(test.dataset), "train_labels": labels_of(train)}
+    ids = {"test_ids": ids_of(test.dataset), "train_ids": ids_of(train)}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"table": folder / "leaks.csv", "summary": folder / "leaks.json"}
+    rows = found.table(**ids, **{name: None if of is None else [*map(str, of)] for name, of in labels.items()})
+    with files["table"].open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    twins = found.twins
+    both = [labels["test_labels"], labels["train_labels"]]
+    differ = None if None in both else sum(str(both[0][i]) != str(both[1][found.nearest[i]]) for i in twins)
+    summary = {
+        "test_images": len(found),
+        "twins": len(twins),
+        "mirrored_twins": int(found.mirrored[twins].sum()),
+        "twins_with_another_label": differ,
+    }
+    files["summary"].write_text(json.dumps(summary, indent=1) + "\n")
+    shown = {"class_names": names, "labels": labels["test_labels"]}
+    if len(twins):
+        figure = plot_pairs(
+            test.dataset,
+            found.pairs(twins),
+            train,
+            similarities=found.similarity[twins],
+            similarity_name="SSIM",
+            other_labels=labels["train_labels"],
+            captions=("test", "train"),
+            mirrored=found.mirrored[twins],
+            title="Test images with a twin in the training set",
+            **shown,
+        )
+        files["picture: twins"] = folder / "twins.png"
+        figure.savefig(files["picture: twins"], dpi=120)
+    lonely = found.isolated(24)
+    figure = plot_isolated(
+        test.dataset,
+        lonely,
+        distances=found.distance[lonely],
+        title="Test images least like the training set",
+        **shown,
+    )
+    files["picture: unlike all training images"] = folder / "isolated.png"
+    figure.savefig(files["picture: unlike all training images"], dpi=120)
+    share = 100 * len(twins) / max(len(found), 1)
+    print(f"\n{len(twins)} of {len(found)} test images ({share:.1f} %) have a twin in the training set,")
+    print(
+        f"{summary['mirrored_twins']} of them as a mirror image"
+        + ("." if differ is None else f", {differ} under another label.")
+    )
+    print("\n".join(["", *(f"{name}: {path}" for name, path in files.items())]))

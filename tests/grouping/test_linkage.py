@@ -15,6 +15,7 @@ from sklearn.cluster import AgglomerativeClustering
 
 from toolkit.grouping import LINKAGES, METRICS, MergeTree, agglomerate, merge_tree
 from toolkit.grouping import linkage as module
+from toolkit.grouping import ward as ward_module
 
 
 def vectors(n, d, seed=0, dtype=np.float64):
@@ -42,6 +43,15 @@ def assert_valid(tree):
         assert max(a, b) < n + k
         assert lowest[a] < lowest[b]
         lowest[n + k] = lowest[a]
+
+
+def by_scipy(x, linkage, metric):
+    """scipy's tree; that of Ward's linkage under the cosine is of the unit vectors, with half the squared heights."""
+    if linkage == "ward" and metric == "cosine":
+        tree = scipy_linkage(x / np.linalg.norm(x, axis=1, keepdims=True), "ward")
+        tree[:, 2] = 0.5 * tree[:, 2] ** 2
+        return tree
+    return scipy_linkage(pdist(x, metric), linkage)
 
 
 def twin(features, linkage, metric="euclidean"):
@@ -76,6 +86,10 @@ def many_rounds(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_ROWS", 32)
     monkeypatch.setattr(module, "_BLOCK_COLUMNS", 100)
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 700)
+    monkeypatch.setattr(ward_module, "_MAX_PAIRS", 2_000)
+    monkeypatch.setattr(ward_module, "_ALL_PAIRS", 50)
+    monkeypatch.setattr(ward_module, "_MAX_DEGREE", 8.0)
+    monkeypatch.setattr(ward_module, "_CHUNK_ELEMENTS", 700)
 
 
 @pytest.fixture
@@ -102,7 +116,7 @@ def test_equals_scipy(n, d, linkage, metric):
     if n == 1:
         assert tree.cut(n_groups=1).tolist() == [0]
         return
-    expected = scipy_linkage(pdist(x, metric), linkage)
+    expected = by_scipy(x, linkage, metric)
     np.testing.assert_allclose(tree.heights, expected[:, 2], rtol=0, atol=1e-9)
     cuts = {1, n // 2 + 1, n - 1} if n > 1000 else {1, 2, n // 10 + 1, n // 2 + 1, int(0.9 * n), n - 1}
     for n_groups in sorted(cuts & set(range(1, n))):
@@ -123,7 +137,11 @@ def test_equals_scipy(n, d, linkage, metric):
 def test_equals_scikit_learn(kept, linkage):
     x = vectors(700, 20, seed=3)
     n_groups = int(kept * len(x))
-    reference = AgglomerativeClustering(n_groups, metric="cosine", linkage=linkage).fit_predict(x)
+    if linkage == "ward":
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        reference = AgglomerativeClustering(n_groups, linkage="ward").fit_predict(unit)
+    else:
+        reference = AgglomerativeClustering(n_groups, metric="cosine", linkage=linkage).fit_predict(x)
     np.testing.assert_array_equal(agglomerate(x, n_groups=n_groups, linkage=linkage), canonical(reference))
 
 
@@ -215,7 +233,7 @@ def test_duplicates_end_in_one_group(linkage, metric):
         np.testing.assert_array_equal(labels[160:], labels[:10])
     np.testing.assert_array_equal(agglomerate(x, threshold=0.0, linkage=linkage, metric=metric)[:120], np.arange(120))
     # With the weights of the duplicates, too.
-    expected = scipy_linkage(pdist(x, metric), linkage)
+    expected = by_scipy(x, linkage, metric)
     np.testing.assert_allclose(merge_tree(x, linkage=linkage, metric=metric).heights, expected[:, 2], atol=1e-9)
 
 
@@ -253,7 +271,7 @@ def test_dtypes_and_memory_maps(linkage, dtype, tmp_path):
     before = x.copy()
     labels = agglomerate(x, n_groups=70, linkage=linkage)
     np.testing.assert_array_equal(x, before)
-    reference = scipy_linkage(pdist(x.astype(np.float64), "cosine"), linkage)
+    reference = by_scipy(x.astype(np.float64), linkage, "cosine")
     np.testing.assert_array_equal(labels, canonical(fcluster(reference, 70, "maxclust")))
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -328,7 +346,7 @@ ERRORS = [
     (lambda: agglomerate(X, threshold=-0.1), ValueError, "`threshold` must be a dissimilarity of at least 0"),
     (lambda: agglomerate(X, threshold=math.nan), ValueError, "`threshold` must be a dissimilarity of at least 0"),
     (lambda: agglomerate(X, threshold="a"), TypeError, "`threshold` must be a number"),
-    (lambda: agglomerate(X, n_groups=2, linkage="ward"), ValueError, "`linkage` must be one of 'complete', 'average'"),
+    (lambda: agglomerate(X, n_groups=2, linkage="mean"), ValueError, "`linkage` must be one of 'complete', 'average'"),
     (lambda: agglomerate(X, n_groups=2, metric="l1"), ValueError, "`metric` must be one of 'cosine', 'euclidean'"),
     (lambda: merge_tree(X, n_groups=8).cut(7), ValueError, "`n_groups` must be at least 8, where the tree was stopped"),
     (lambda: merge_tree(X, n_groups=8).cut(threshold=1.9), ValueError, "`threshold` must be at most .* was stopped"),

@@ -35,6 +35,10 @@ def twin(x, tree, n_merges, rule, preferred, seed=0):
         if rule == "medoid":
             costs = between[np.ix_(candidates, members)].sum(axis=1)
             representative[members] = candidates[costs <= costs.min() + 1e-12 * len(members)].min()
+        elif rule == "nearest":
+            y = x / np.linalg.norm(x, axis=1, keepdims=True) if tree.metric == "cosine" else x
+            costs = np.linalg.norm(y[candidates] - y[members].mean(axis=0), axis=1)
+            representative[members] = candidates[costs <= costs.min() * (1 + 1e-9)].min()
         else:
             representative[members] = candidates[priority[candidates].argmin()]
     return representative, between[np.arange(len(x)), representative]

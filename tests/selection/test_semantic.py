@@ -297,3 +297,13 @@ def test_cifar10_features_at_ninety_percent(data_folder):
     assert len(selection.kept) == 45_000
     assert {count["kept"] for count in selection.counts().values()} == {4500}
     assert len(selection.with_keep_fraction(0.5).kept) == 25_000
+
+
+def test_a_class_may_be_removed_whole():
+    x = vectors(20)
+    labels = np.repeat([0, 1], 10)
+    gone = list(range(10, 20))
+    for settings in ({"keep_fraction": 0.3}, {"threshold": 0.5}, {"keep_fraction": 0.3, "quota": "global"}):
+        selection = selector(x, **settings, always_remove=gone).select(labels=labels)
+        assert [selection.reasons[i] for i in gone] == ["excluded"] * 10
+        assert 0 < len(selection.kept) <= 10

@@ -26,7 +26,7 @@ from toolkit.validation import check_choice, check_vectors, invalid
 __all__ = ["LINKAGES", "METRICS", "MergeTree", "agglomerate", "merge_tree"]
 
 #: Linkages offered: how the dissimilarity of two groups follows from that of their members.
-LINKAGES = ("complete", "average", "single")
+LINKAGES = ("complete", "average", "single", "ward")
 #: Dissimilarities offered.
 METRICS = ("cosine", "euclidean")
 
@@ -192,11 +192,19 @@ def merge_tree(
     two nearest groups are merged again and again. Cosine dissimilarities are computed as half the squared distance of
     the unit vectors in float64, so that duplicates are at 0 exactly.
 
+    "ward" merges the two groups A and B whose merge adds least to the sum of squared distances to the groups' means,
+    which is g = |A| |B| / (|A| + |B|) * |mean(A) - mean(B)|^2. Under the Euclidean distance its height is sqrt(2 g),
+    the distance for two single vectors, as in scipy and scikit-learn. Under the cosine it is Ward's linkage of the unit
+    vectors and its height is g itself, which is the cosine dissimilarity for two single vectors; scipy and
+    scikit-learn have no such linkage.
+
     Ties: complete and single linkage order pairs of vectors by (dissimilarity, lower index, higher index), which leaves
-    no tie and makes the result a function of the data; average linkage takes the lower group number.
+    no tie and makes the result a function of the data; average and Ward's linkage take the lower group number.
 
     Memory is some copies of the vectors in float64 plus at most about 1 GiB of pairs. Average linkage under
-    the Euclidean distance needs all N (N - 1) / 2 distances twice and is limited to 16,384 vectors.
+    the Euclidean distance needs all N (N - 1) / 2 distances twice and is limited to 16,384 vectors. Ward's linkage
+    copies only the vectors that have a near neighbour, so that few merges of many long vectors need little more than
+    the vectors themselves; those may be integers.
 
     Args:
         features: Vectors of shape (N, D); read in chunks, so a memory map is not loaded whole in its own dtype.
@@ -217,8 +225,9 @@ def merge_tree(
 
     References:
         Müllner, "Modern hierarchical, agglomerative clustering algorithms", arXiv 1109.2378 (nearest-neighbour chain;
-        here on the sparse graph of near pairs). Birodkar, Mobahi and Bengio, "Semantic redundancies in
-        image-classification datasets: the 10% you don't need", arXiv 1901.11409 (cosine, linkage not stated).
+        here on the sparse graph of near pairs). Ward, "Hierarchical grouping to optimize an objective function",
+        Journal of the American Statistical Association 58 (1963). Birodkar, Mobahi and Bengio, "Semantic redundancies
+        in image-classification datasets: the 10% you don't need", arXiv 1901.11409 (cosine, linkage not stated).
 
     Example:
         >>> tree = merge_tree([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [1.0, 1.0]], n_groups=2)
@@ -227,14 +236,21 @@ def merge_tree(
     """
     check_choice("linkage", linkage, LINKAGES)
     check_choice("metric", metric, METRICS)
-    matrix = check_vectors(features, nonzero=metric == "cosine")
+    matrix: npt.NDArray[Any] = np.asanyarray(features)
+    if not (linkage == "ward" and metric == "euclidean" and _small_integers(matrix)):
+        matrix = check_vectors(matrix, nonzero=metric == "cosine")
     n_leaves = len(matrix)
     if threshold is None and n_groups is None:
         raise _both_or_neither(n_groups, threshold)
     n_groups, threshold = _check_stop(None if threshold is not None else n_groups, threshold, n_leaves)
     report = progress if progress is not None else _ignore
     wanted = n_leaves - (n_groups if n_groups is not None else 1)
-    if linkage == "average" and metric == "euclidean":
+    if linkage == "ward":
+        # It needs what is defined here, and `toolkit.neighbors`.
+        from toolkit.grouping.ward import ward_merges
+
+        merges = ward_merges(matrix, metric, wanted, threshold, report)
+    elif linkage == "average" and metric == "euclidean":
         merges = _dense_average(matrix)
     else:
         merges = _sparse(matrix, linkage, metric, wanted, threshold, report)
@@ -247,6 +263,11 @@ def merge_tree(
 
 def _ignore(_: float) -> None:
     """What reports progress to nobody."""
+
+
+def _small_integers(matrix: npt.NDArray[Any]) -> bool:
+    """Whether it is a matrix of integers that float32 holds exactly: finite, and no larger copy is needed."""
+    return matrix.dtype.kind in "iu" and matrix.dtype.itemsize <= 2 and matrix.ndim == 2 and 0 not in matrix.shape
 
 
 def _both_or_neither(n_groups: object, threshold: object) -> ValueError:

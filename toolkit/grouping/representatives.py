@@ -1,4 +1,4 @@
-"""Representatives of the groups of a merge tree, for every cut of the tree at once."""
+"""Representatives of the groups of a merge tree, for every cut of the tree at once, and of groups without a tree."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.grouping.linkage import MergeTree
+from toolkit.grouping.kmeans import as_vectors, fill_means
+from toolkit.grouping.linkage import MergeTree, _small_integers
+from toolkit.grouping.ward import _chunks, _scaled
 from toolkit.validation import check_choice, check_vectors, invalid
 
-__all__ = ["RULES", "Representatives", "find_representatives"]
+__all__ = ["RULES", "Representatives", "find_representatives", "nearest_to_centre"]
 
 #: How the representative of a group is chosen.
-RULES = ("medoid", "first", "random")
+RULES = ("medoid", "first", "random", "nearest")
 
 #: Costs that differ by less than this, per member, tie.
 _TOLERANCE = 1e-12
+#: Distances to a mean tie where they differ by less than this share of the mean's norm: it has rounding errors.
+_MEAN_TOLERANCE = 1e-14
 #: Groups below this size have every member's cost computed; above, most members are ruled out by a bound.
 _SMALL = 512
 #: Members kept as candidates for the medoid of a larger group.
@@ -66,6 +70,12 @@ class Representatives:
     event_node: npt.NDArray[np.int32]
     event_distance: npt.NDArray[np.float32]
 
+    @classmethod
+    def of_none(cls) -> Representatives:
+        """The representatives of a tree without leaves."""
+        shorts = np.empty(0, np.int32)
+        return cls(np.empty(0, np.int64), shorts, shorts, np.empty(0, np.float32))
+
     def at(self, tree: MergeTree, n_merges: int) -> tuple[_Ints, npt.NDArray[np.float32]]:
         """Representatives and distances after the first merges.
 
@@ -106,12 +116,15 @@ def find_representatives(
     The rules: "medoid" takes the member with the smallest sum of dissimilarities to the group's members (ties within
     1e-12 per member go to the lowest index, so that a pair is always represented by its first); "first" the lowest
     index; "random" the member with the lowest of the priorities that `seed` deals out once, so that a representative
-    stays one until its group meets a member of lower priority.
+    stays one until its group meets a member of lower priority; "nearest" the member nearest to the group's mean (ties
+    within 1e-12 of the distance and 1e-14 of the mean's norm go to the lowest index). Under the cosine the mean is that
+    of the unit vectors and "nearest" is the same as "medoid".
 
     Under the cosine, sums of dissimilarities follow from the sum of the unit vectors, and a group that grows by little
     only has those members looked at whose cost can still be the smallest. Under the Euclidean distance, every pair of
     leaves that ends in one group is computed once, so the time grows with the sum of squared sizes of the final groups
-    (1.25e9 distances for one group of 50,000).
+    (1.25e9 distances for one group of 50,000). The distances of the members to the mean are computed at every merge, so
+    the time of "nearest" grows with the sum of the sizes of all nodes. Only the vectors that are in a merge are copied.
 
     Args:
         features: Vectors of shape (N, D), those the tree was made from.
@@ -131,7 +144,8 @@ def find_representatives(
 
     References:
         Birodkar, Mobahi and Bengio, "Semantic redundancies in image-classification datasets: the 10% you don't need",
-        arXiv 1901.11409, keep one image of each group; the medoid is this project's choice.
+        arXiv 1901.11409, keep one image of each group; the medoid is this project's choice. Yousefzadeh, "Using
+        wavelets to analyze similarities in image datasets", arXiv 2002.10257, keeps the nearest to the mean.
 
     Example:
         >>> from toolkit.grouping import merge_tree
@@ -143,7 +157,10 @@ def find_representatives(
         [0, 2]
     """
     check_choice("rule", rule, RULES)
-    matrix = check_vectors(features, nonzero=tree.metric == "cosine")
+    cosine = tree.metric == "cosine"
+    matrix: npt.NDArray[Any] = np.asanyarray(features)
+    if cosine or not _small_integers(matrix):
+        matrix = check_vectors(matrix, nonzero=cosine)
     n_leaves = tree.n_leaves
     if len(matrix) != n_leaves:
         raise invalid("features", f"{n_leaves} vectors, as many as the tree has leaves", len(matrix))
@@ -154,12 +171,13 @@ def find_representatives(
             raise TypeError(f"`preferred` must be boolean, got dtype {allowed.dtype}.")
         if allowed.shape != (n_leaves,):
             raise invalid("preferred", f"of shape ({n_leaves},)", allowed.shape)
-    cosine = tree.metric == "cosine"
     order, starts, sizes = _leaf_order(n_leaves, tree.children)
-    vectors = _ordered(matrix, order, cosine=cosine)
-    if rule == "medoid":
-        medoids = _cosine_medoids if cosine else _euclidean_medoids
-        nodes = medoids(n_leaves, tree.children, tree.heights, order, starts, sizes, vectors, allowed[order])
+    n_merged = int((tree.children < n_leaves).sum())
+    vectors = _ordered(matrix, order[:n_merged], cosine=cosine)
+    if rule in ("medoid", "nearest"):
+        euclidean = _euclidean_medoids if rule == "medoid" else _euclidean_nearest
+        choose = _cosine_medoids if cosine else euclidean
+        nodes = choose(n_leaves, tree.children, tree.heights, order, starts, sizes, vectors, allowed[order])
     else:
         # Members that are not preferred come after all that are.
         priority = np.random.default_rng(seed).permutation(n_leaves) if rule == "random" else np.arange(n_leaves)
@@ -174,11 +192,81 @@ def find_representatives(
     return Representatives(nodes, event_leaf, event_node, event_distance)
 
 
+def nearest_to_centre(
+    x: npt.ArrayLike, groups: npt.ArrayLike, preferred: npt.ArrayLike | None = None
+) -> tuple[_Ints, npt.NDArray[np.float32]]:
+    """Choose the member of every group that is nearest to the group's mean.
+
+    Distances are Euclidean, in float64. Ties within 1e-12 of the distance and 1e-14 of the mean's norm go to the lowest
+    index, so that a pair is always represented by its first.
+
+    Args:
+        x: Vectors of shape (N, D), any real dtype.
+        groups: Integers of shape (N,): the group of each vector, 0 to G - 1, none of them empty.
+        preferred: bool of shape (N,): in a group with such members only they are candidates.
+
+    Returns:
+        The representative of each group, int64 of shape (G,), and the distance of each vector to the representative of
+        its group, float32 of shape (N,).
+
+    Raises:
+        ValueError: If `x` is not a finite matrix, if `groups` or `preferred` have another shape, or if `groups` has
+            negative numbers or leaves one out.
+        TypeError: If `x` does not hold numbers, `groups` does not hold integers or `preferred` is not boolean.
+
+    References:
+        Yousefzadeh, "Using wavelets to analyze similarities in image datasets", arXiv 2002.10257, keeps these images.
+
+    Example:
+        >>> representative, distance = nearest_to_centre([[0.0], [1.0], [3.0], [9.0]], [0, 0, 0, 1])
+        >>> representative.tolist(), distance.tolist()
+        ([1, 3], [1.0, 0.0, 2.0, 0.0])
+    """
+    matrix = as_vectors(x)
+    count = len(matrix)
+    labels = np.asarray(groups)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"`groups` must hold integers, got dtype {labels.dtype}.")
+    if labels.shape != (count,):
+        raise invalid("groups", f"of shape ({count},)", labels.shape)
+    if labels.min() < 0 or labels.max() >= count:
+        raise invalid("groups", "numbers from 0 with none left out", f"{labels.min()} to {labels.max()}")
+    labels = labels.astype(np.int64)
+    sizes = np.bincount(labels)
+    if (sizes == 0).any():
+        raise invalid("groups", "numbers from 0 with none left out", f"no {int(np.argmin(sizes))}")
+    allowed = np.ones(count, np.bool_)
+    if preferred is not None:
+        allowed = np.asarray(preferred)
+        if allowed.dtype != np.bool_:
+            raise TypeError(f"`preferred` must be boolean, got dtype {allowed.dtype}.")
+        if allowed.shape != (count,):
+            raise invalid("preferred", f"of shape ({count},)", allowed.shape)
+    scaled, exponent = _scaled(matrix, cosine=False)
+    several = np.flatnonzero(sizes >= 2)
+    slot = np.full(len(sizes), -1, np.int64)
+    slot[several] = np.arange(len(several))
+    images = np.flatnonzero(slot[labels] >= 0)
+    places = slot[labels[images]]
+    means = np.empty((len(several), matrix.shape[1]))
+    squares = fill_means(scaled, images, places, means)
+    slack = _MEAN_TOLERANCE * np.sqrt(np.einsum("ij,ij->i", means, means))
+    representative = np.empty(len(sizes), np.int64)
+    representative[labels] = np.arange(count)
+    representative[several] = _nearest_members(images, places, np.sqrt(squares), slack, allowed)
+    distance = np.zeros(count, np.float32)
+    for chunk in _chunks(len(images), matrix.shape[1]):
+        ours = scaled[images[chunk]].astype(np.float64)
+        ours -= scaled[representative[labels[images[chunk]]]]
+        distance[images[chunk]] = np.ldexp(np.sqrt(np.einsum("ij,ij->i", ours, ours)), -exponent)
+    return representative, distance
+
+
 def _ordered(matrix: npt.NDArray[Any], order: _Ints, *, cosine: bool) -> _Floats:
     """The vectors in float64 and in the order of the leaves, of unit length for the cosine."""
-    vectors = np.empty(matrix.shape)
+    vectors = np.empty((len(order), matrix.shape[1]))
     rows = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
-    for start in range(0, len(matrix), rows):
+    for start in range(0, len(order), rows):
         block = np.asarray(matrix[order[start : start + rows]], dtype=np.float64)
         if cosine:
             # Scaled first, as squares of very small or large numbers leave the range of float64.
@@ -190,7 +278,10 @@ def _ordered(matrix: npt.NDArray[Any], order: _Ints, *, cosine: bool) -> _Floats
 
 @_kernel
 def _leaf_order(n_leaves: int, children: Any) -> Any:
-    """An order of the leaves in which every node is a range: (leaves, start of each node, size of each node)."""
+    """An order of the leaves in which every node is a range: (leaves, start of each node, size of each node).
+
+    Leaves that are in no merge come last.
+    """
     total = n_leaves + len(children)
     sizes = np.ones(total, np.int64)
     inner = np.zeros(total, np.bool_)
@@ -200,7 +291,9 @@ def _leaf_order(n_leaves: int, children: Any) -> Any:
         inner[children[k, 1]] = True
     starts = np.empty(total, np.int64)
     position = 0
-    for node in range(total):
+    for place in range(total):
+        # The nodes of merges, then the leaves.
+        node = (place + n_leaves) % total
         if not inner[node]:
             starts[node] = position
             position += sizes[node]
@@ -413,6 +506,68 @@ def _euclidean_medoids(
                 winner = min(winner, order[p])
         nodes[k] = winner
     return nodes
+
+
+@_kernel
+def _euclidean_nearest(
+    n_leaves: int, children: Any, heights: Any, order: Any, starts: Any, sizes: Any, vectors: Any, allowed: Any
+) -> Any:
+    """The member nearest to the mean of every merge under the Euclidean distance."""
+    means = vectors.copy()  # of a group: at the position where its range starts
+    nodes = np.empty(len(children), np.int64)
+    distances = np.empty(len(vectors))
+    for k in range(len(children)):
+        begin = starts[n_leaves + k]
+        end = begin + sizes[n_leaves + k]
+        middle = starts[children[k, 1]]
+        share = (end - middle) / (end - begin)
+        norm = 0.0
+        for c in range(means.shape[1]):
+            means[begin, c] += share * (means[middle, c] - means[begin, c])
+            norm += means[begin, c] * means[begin, c]
+        if heights[k] == 0.0:
+            # Only duplicates: nothing to compute, however many there are.
+            nodes[k] = _first_allowed(order, allowed, begin, end)
+            continue
+        any_allowed = False
+        for p in range(begin, end):
+            any_allowed = any_allowed or allowed[p]
+        best = np.inf
+        for p in range(begin, end):
+            if allowed[p] or not any_allowed:
+                total = 0.0
+                for c in range(means.shape[1]):
+                    difference = vectors[p, c] - means[begin, c]
+                    total += difference * difference
+                distances[p] = np.sqrt(total)
+                best = min(best, distances[p])
+        limit = best * (1.0 + _TOLERANCE) + _MEAN_TOLERANCE * np.sqrt(norm)
+        winner = n_leaves
+        for p in range(begin, end):
+            if (allowed[p] or not any_allowed) and distances[p] <= limit:
+                winner = min(winner, order[p])
+        nodes[k] = winner
+    return nodes
+
+
+@_kernel
+def _nearest_members(images: Any, places: Any, distances: Any, slack: Any, allowed: Any) -> Any:
+    """The first member of each group that is as near to its mean as any, of those that are allowed if there are any."""
+    count = len(slack)
+    any_allowed = np.zeros(count, np.bool_)
+    for s in range(len(images)):
+        any_allowed[places[s]] = any_allowed[places[s]] or allowed[images[s]]
+    best = np.full(count, np.inf)
+    for s in range(len(images)):
+        if allowed[images[s]] or not any_allowed[places[s]]:
+            best[places[s]] = min(best[places[s]], distances[s])
+    winners = np.full(count, -1, np.int64)
+    for s in range(len(images)):
+        m = places[s]
+        candidate = winners[m] < 0 and (allowed[images[s]] or not any_allowed[m])
+        if candidate and distances[s] <= best[m] * (1.0 + _TOLERANCE) + slack[m]:
+            winners[m] = images[s]
+    return winners
 
 
 @_kernel

@@ -1,7 +1,21 @@
 """Representations: images in, vectors of shape (N, D) out."""
 
 from toolkit.representations.base import EvaluationView, Representation, Vectors
+from toolkit.representations.columns import ColumnChoice, independent_columns
 from toolkit.representations.embeddings import Embeddings
 from toolkit.representations.feature_map import FeatureExtractor, find_layer
+from toolkit.representations.pixels import Pixels
+from toolkit.representations.wavelet import WaveletCoefficients
 
-__all__ = ["Embeddings", "EvaluationView", "FeatureExtractor", "Representation", "Vectors", "find_layer"]
+__all__ = [
+    "ColumnChoice",
+    "Embeddings",
+    "EvaluationView",
+    "FeatureExtractor",
+    "Pixels",
+    "Representation",
+    "Vectors",
+    "WaveletCoefficients",
+    "find_layer",
+    "independent_columns",
+]

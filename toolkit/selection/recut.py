@@ -180,6 +180,8 @@ class MergeForest:
         for images, tree, representatives, merges in zip(
             self.images, self.trees, self.representatives, n_merges, strict=True
         ):
+            if not len(images):
+                continue
             local, distance[images] = representatives.at(tree, merges)
             representative[images] = images[local]
             labels = tree.cut(n_groups=tree.n_leaves - merges)

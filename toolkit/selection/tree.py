@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from toolkit.distributed import world
-from toolkit.grouping import MergeTree, find_representatives, merge_tree
+from toolkit.grouping import MergeTree, Representatives, find_representatives, merge_tree
 from toolkit.representations import Vectors
 from toolkit.selection.base import Candidates
 from toolkit.selection.budget import SCOPES, BudgetedSelector
@@ -91,6 +91,8 @@ class TreeSelector(BudgetedSelector):
         held = candidates.preferred
         representatives = [
             find_representatives(rows_of(vectors, i), tree, rule=self.representative, preferred=held[i], seed=self.seed)
+            if len(i)
+            else Representatives.of_none()
             for i, tree in zip(images, trees, strict=True)
         ]
         return MergeForest(candidates.n_images, images, trees, representatives, sizes, held, self.quota, floor, codes)

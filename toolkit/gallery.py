@@ -1,0 +1,205 @@
+"""The pictures that go with a selection, as `toolkit.select` draws them; for use without the command line too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit import plotting
+from toolkit.insight import influential_pairs, most_isolated, near_duplicates
+from toolkit.representations import WaveletCoefficients
+from toolkit.selection.recut import MergeForest
+from toolkit.selection.ssim import SSIMSelector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from toolkit.selection import Selection
+
+log = logging.getLogger(__name__)
+
+#: Images up to which all pairs are drawn: the matrix, the graph and the spectrum.
+_MAX_MATRIX = 2_000
+_DPI = 120
+
+Drawing = Callable[[], "Figure"]
+
+
+def save_pictures(
+    selection: Selection,
+    dataset: Any,
+    folder: str | Path,
+    *,
+    selector: Any = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Path]:
+    """Draw what can be seen of a selection, each picture a file.
+
+    Always, where there is something to show: `groups.png` (the largest groups, who stays and who goes) and
+    `kept_fraction.png` (how much stays, against the threshold). With a selector that turns images into vectors:
+    `near_duplicates.png`, `isolated.png` (images unlike all others), `influential.png` (alike images with different
+    labels: candidates for wrong ones) and, of wavelet coefficients, `band_energy.png`. With an `SSIMSelector` on at
+    most 2,000 images: `similarity.png`, `similarity_graph.png` and `spectrum.png`.
+
+    Args:
+        selection: The selection.
+        dataset: The images that it was chosen from: a data set or an `EvaluationView`.
+        folder: Where to; made if it does not exist.
+        selector: What made the selection.
+        class_names: A name for each label that is a number.
+
+    Returns:
+        The title of each picture that was drawn, and its file.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from toolkit import WaveletSelector
+        >>> images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> selector = WaveletSelector(0.75, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pictures = save_pictures(selector.select(images), images, folder, selector=selector)
+        >>> sorted(path.name for path in pictures.values())
+        ['band_energy.png', 'groups.png', 'isolated.png', 'kept_fraction.png', 'near_duplicates.png']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = None if selection.labels is None else selection.labels.names()
+    labels = None if names is None or selection.labels is None else [names[c] for c in selection.labels.codes]
+    shown: dict[str, Any] = {"labels": labels, "class_names": class_names}
+    images = getattr(dataset, "dataset", dataset)
+    drawings: dict[str, tuple[str, Drawing]] = {
+        "groups.png": (
+            "the largest groups",
+            lambda: plotting.plot_groups(selection, images, class_names=class_names),
+        )
+    }
+    if isinstance(selection.recut, MergeForest):
+        forest = selection.recut
+        drawings["kept_fraction.png"] = ("kept fraction", lambda: _plot_curve(selection, forest))
+    if isinstance(selector, SSIMSelector):
+        if len(selection) <= _MAX_MATRIX and selector.scope == "dataset":
+            drawings |= _of_similarity(selection, dataset, images, selector, shown)
+    else:
+        drawings |= _of_vectors(selection, dataset, images, selector, shown)
+    saved = {}
+    for name, (title, draw) in drawings.items():
+        try:
+            figure = draw()
+        except ValueError as error:
+            # Nothing to show: no group of two images, no threshold, samples that are no images.
+            log.info("no %s: %s", name, error)
+            continue
+        figure.savefig(folder / name, dpi=_DPI)
+        saved[title] = folder / name
+    return saved
+
+
+def _plot_curve(selection: Selection, forest: MergeForest) -> Figure:
+    """Kept images against the threshold, with this selection's place on the curve."""
+    thresholds, kept = forest.curve()
+    reached = np.flatnonzero(kept == len(selection.kept))
+    chosen = float(thresholds[reached[0]]) if len(reached) else None
+    what = "cosine dissimilarity" if forest.trees[0].metric == "cosine" else f"{forest.trees[0].linkage} distance"
+    return plotting.plot_kept_fraction(
+        thresholds,
+        kept / len(selection),
+        chosen=chosen,
+        kept_at_chosen=None if chosen is None else len(selection.kept) / len(selection),
+        xlabel=f"{what} up to which images are merged",
+    )
+
+
+def _of_vectors(
+    selection: Selection, dataset: Any, images: Any, selector: Any, shown: dict[str, Any]
+) -> dict[str, tuple[str, Drawing]]:
+    """The pictures that need the images' vectors."""
+    get = getattr(selector, "representation", None)
+    representation = get() if callable(get) else None
+    if representation is None:
+        return {}
+    vectors = representation.vectors(dataset)
+    metric = getattr(selector, "metric", "euclidean")
+
+    def duplicates() -> Figure:
+        found = near_duplicates(vectors, 20, metric=metric)
+        return plotting.plot_pairs(
+            images, found.pairs, distances=found.distances, title="The nearest pairs of images", **shown
+        )
+
+    def isolated() -> Figure:
+        found = most_isolated(vectors, 24, metric=metric)
+        return plotting.plot_isolated(images, found.indices, distances=found.distances, **shown)
+
+    def influential() -> Figure:
+        found = influential_pairs(vectors, _mixed_groups(selection), shown["labels"], 20, metric=metric)
+        title = "Alike images with different labels"
+        return plotting.plot_pairs(images, found.pairs, distances=found.distances, title=title, **shown)
+
+    def energy() -> Figure:
+        found = representation.band_energy(vectors, representation.image_shape(dataset))
+        return plotting.plot_band_energy(list(found), list(found.values()))
+
+    drawings: dict[str, tuple[str, Drawing]] = {
+        "near_duplicates.png": ("the nearest pairs", duplicates),
+        "isolated.png": ("images unlike all others", isolated),
+    }
+    if len(selection.influential):
+        drawings["influential.png"] = ("alike images with different labels", influential)
+    if isinstance(representation, WaveletCoefficients):
+        drawings["band_energy.png"] = ("energy by band", energy)
+    return drawings
+
+
+def _of_similarity(
+    selection: Selection, dataset: Any, images: Any, selector: SSIMSelector, shown: dict[str, Any]
+) -> dict[str, tuple[str, Drawing]]:
+    """The pictures that need the similarity of all pairs."""
+    matrix = selector.similarities(dataset)
+    name = "SSIM" if selector.similarity is None else "similarity"
+    named = {"similarity_name": name, **shown}
+
+    def duplicates() -> Figure:
+        found = near_duplicates(similarity=matrix, n=20)
+        title = "The most similar pairs of images"
+        return plotting.plot_pairs(images, found.pairs, similarities=found.similarities, title=title, **named)
+
+    def isolated() -> Figure:
+        found = most_isolated(similarity=matrix, n=24)
+        return plotting.plot_isolated(images, found.indices, similarities=found.similarities, **named)
+
+    def influential() -> Figure:
+        found = influential_pairs(None, _mixed_groups(selection), shown["labels"], 20, similarity=matrix)
+        title = "Alike images with different labels"
+        return plotting.plot_pairs(images, found.pairs, similarities=found.similarities, title=title, **named)
+
+    def spectrum() -> Figure:
+        n_groups = len(np.unique(selection.group[selection.group >= 0]))
+        return plotting.plot_spectrum(selector.eigenvalues(matrix), eigengap=selector.eigengap, n_groups=n_groups)
+
+    drawings: dict[str, tuple[str, Drawing]] = {
+        "near_duplicates.png": ("the most similar pairs", duplicates),
+        "isolated.png": ("images unlike all others", isolated),
+        "similarity.png": (
+            "similarity of all pairs",
+            lambda: plotting.plot_similarity_matrix(matrix, groups=selection.group, name=name),
+        ),
+        "similarity_graph.png": (
+            "graph of the most similar images",
+            lambda: plotting.plot_similarity_graph(matrix, images, n_edges=60, name=name, **shown),
+        ),
+        "spectrum.png": ("spectrum of the graph Laplacian", spectrum),
+    }
+    if len(selection.influential):
+        drawings["influential.png"] = ("alike images with different labels", influential)
+    return drawings
+
+
+def _mixed_groups(selection: Selection) -> Any:
+    """Each influential image's group; -1 for all others."""
+    groups = np.full(len(selection), -1, np.int64)
+    groups[selection.influential] = selection.group[selection.influential]
+    return groups

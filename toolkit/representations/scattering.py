@@ -1,0 +1,456 @@
+"""Wavelet scattering as a representation: finds near-duplicates without a trained model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.nn import functional as F
+
+from toolkit.representations.base import Vectors
+from toolkit.representations.image_batches import ImageVectors, unit_length, without_brightness
+from toolkit.validation import invalid
+
+__all__ = ["WaveletScattering"]
+
+#: Added to the variances before dividing by them, as a share of their mean.
+_FLOOR = 0.01
+#: A mean modulus below this is only rounding.
+_ROUNDING = 4e-7
+#: Pixels worked on at a time: what fits into a processor's cache.
+_BLOCK_PIXELS = 1 << 16
+#: Vectors worked on at a time.
+_BLOCK_ROWS = 4096
+#: Variances that differ by less than this share of the largest are one and the same.
+_SAME_VARIANCE = 1e-9
+
+_Floats = npt.NDArray[np.float32]
+_Doubles = npt.NDArray[np.float64]
+
+
+class WaveletScattering(ImageVectors):
+    r"""A representation of images by the strength of their edges and by their colours, cell by cell, whitened.
+
+    This is first-order wavelet scattering with the Haar wavelet, beside coarse colours. Averaged moduli of details
+    change little under shifts of a few pixels, crops and compression, which wavelet coefficients do not withstand;
+    whitening then gives less weight to what all images of a data set have in common. The steps:
+
+    1. Opponent colours of the pixels in [0, 1]: luminance Y = (R + G + B) / sqrt(3), and two that are zero for grey,
+       (R - B) / sqrt(2) and (R - 2 G + B) / sqrt(6). Of grey images Y is the image itself.
+    2. Detail: the horizontal, vertical and diagonal details of the undecimated Haar transform of Y, levels 1 to
+       `levels`, at all (H + 1) x (W + 1) corners of pixels, the image continued by reflection at its edges. Of each
+       band, the mean modulus in each of `cells` x `cells` cells, then the square root.
+    3. Colour: the means in each cell of Y and of the two other colours, these times `chroma`.
+    4. Each of the two parts is divided by its length, and the colour part is multiplied by `color_weight`.
+    5. The mean over the data set is subtracted, and each principal axis i of the data set is divided by
+       (v_i + 0.01 v)^(`whitening` / 2), where v_i is its variance and v the mean of all variances. At last the
+       vector is divided by its length.
+
+    What can be overlooked (`invariance`):
+
+    ============  ======================================================================================================
+    name          what is done
+    ============  ======================================================================================================
+    brightness    the mean of Y over the image is subtracted from its means in the cells
+    shift         nothing more: shifts that are small beside a cell are overlooked in any case
+    flip          an image and its mirror image get the same vector, see below
+    contrast      step 4 divides by the lengths and the result has unit length, so that distances are
+                  sqrt(2 (1 - cosine)); without it, only the factor `color_weight` is left of step 4. An image without
+                  detail (or without colours and differences of brightness) has zeros in that part
+    ============  ======================================================================================================
+
+    For "flip" the cells are split into the part that mirroring leaves, s = (x + mirrored x) / sqrt(2), and the part
+    whose sign it changes, a = (x - mirrored x) / sqrt(2). Both have their own principal axes (those of a about zero,
+    which are those of a data set together with its mirror images), and of the components of a the moduli are taken. As
+    ||p| - |q|| <= min(|p - q|, |p + q|), the distance of two vectors is at most the smaller of those that the image and
+    its mirror image would have without the moduli: at the same radius no mirrored near-duplicate is missed. Moduli
+    depend on the choice of axes where several variances are equal: there the axes nearest to the coordinate axes are
+    taken, so that the linear algebra library does not decide.
+
+    The centre and the axes are those of the data set that is given to `vectors`, unless the representation is a
+    `fitted` one. Where there are fewer images than dimensions, directions in which they do not differ count by v alone.
+
+    Args:
+        levels: Levels of the Haar transform; images need 2^levels pixels in both directions.
+        cells: Number of cells along each direction.
+        color_weight: Weight of the cells' means against the details; 0 leaves them out.
+        chroma: Weight of the two opponent colours against the luminance among the cells' means.
+        whitening: How far variances are made equal: 0 only centres, 1 divides by standard deviations.
+        invariance: Which differences between images to overlook, out of the table above.
+        resize: Height and width that all images are brought to, with antialiasing; needed where sizes differ.
+        max_size: Images whose longer side is above this are downscaled to it first, by averaging areas.
+        grayscale: Whether to take the brightness (0.299 red + 0.587 green + 0.114 blue) in place of the colours.
+        batch_size: Images a batch.
+        num_workers: Worker processes to load with; those of the data set's own loader if None.
+        device: Where to compute, such as `cuda`; chosen if None.
+        input_key: The key of the images where batches are dictionaries, if it is an unusual one.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: For settings out of range; from `vectors`, if images are smaller than 2^levels or have fewer pixels
+            than `cells` along a side, if they have neither 1 nor 3 channels, if sizes differ and `resize` is None, if
+            pixels are NaN, infinite, negative or above 1, or if a fitted representation gets colour images where it was
+            fitted on grey ones, or the reverse.
+        TypeError: From `vectors`, if pixels are neither uint8, uint16 nor floating-point numbers.
+
+    References:
+        Bruna and Mallat, "Invariant scattering convolution networks", arXiv 1203.1513, whose wavelets are Morlet's and
+        which neither takes roots nor whitens. The square roots are those of Arandjelovic and Zisserman, "Three things
+        everyone should know to improve object retrieval", CVPR 2012.
+
+    Example:
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(256, size=(20, 3, 16, 16), dtype=np.uint8)
+        >>> images[7] = images[3, :, :, ::-1]
+        >>> scattering = WaveletScattering(progress=False)
+        >>> vectors = scattering.vectors(images)
+        >>> vectors.shape, bool(np.allclose(vectors[7], vectors[3], atol=1e-5))
+        ((20, 192), True)
+        >>> training = scattering.fitted(images)
+        >>> bool(np.allclose(training.vectors(images[:2]), vectors[:2], atol=1e-5))
+        True
+    """
+
+    def __init__(
+        self,
+        levels: int = 3,
+        cells: int = 4,
+        *,
+        color_weight: float = 0.6,
+        chroma: float = 2.0,
+        whitening: float = 0.8,
+        invariance: Sequence[str] = ("brightness", "contrast", "flip"),
+        resize: Sequence[int] | None = None,
+        max_size: int | None = 32,
+        grayscale: bool = False,
+        batch_size: int = 512,
+        num_workers: int | None = None,
+        device: str | None = None,
+        input_key: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(
+            invariance=invariance,
+            resize=resize,
+            max_size=max_size,
+            grayscale=grayscale,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+            input_key=input_key,
+            progress=progress,
+        )
+        self.levels = _positive_integer("levels", levels)
+        self.cells = _positive_integer("cells", cells)
+        self.color_weight = _bounded_number("color_weight", color_weight, math.inf, "a finite number of at least 0")
+        self.chroma = _bounded_number("chroma", chroma, math.inf, "a finite number of at least 0")
+        self.whitening = _bounded_number("whitening", whitening, 1.0, "in [0, 1]")
+        self._whitening: _Whitening | None = None
+
+    def _own_settings(self) -> dict[str, Any]:
+        """The settings and, of a fitted representation, the centre and the axes."""
+        return {
+            "levels": self.levels,
+            "cells": self.cells,
+            "color_weight": self.color_weight,
+            "chroma": self.chroma,
+            "whitening": self.whitening,
+            "fitted": None if self._whitening is None else list(self._whitening.arrays()),
+        }
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the centre and the axes are those of an earlier data set."""
+        return self._whitening is not None
+
+    def vectors(self, dataset: Any) -> Vectors:
+        """The vectors of all images, in their order, as float32 of shape (N, D).
+
+        D is `cells`^2 times (3 `levels` + 3) for colour images, (3 `levels` + 1) for grey ones, and 3 `levels` where
+        `color_weight` is 0.
+
+        Args:
+            dataset: A data set, an `EvaluationView`, or an array or tensor of shape (N, channels, H, W) or (N, H, W).
+
+        Raises:
+            ValueError: If there are no images, or for images as described for the class.
+            TypeError: If the pixels are neither uint8, uint16, boolean nor floating-point numbers.
+        """
+        # Every process of a distributed run has all rows here, and whitens them alike.
+        raw = self._raw(dataset)
+        whitening = self._whitening or _Whitening.of(raw, self._bands(raw.shape[1]), self.whitening, self._has("flip"))
+        return whitening.apply(raw, self._has("contrast"))
+
+    def fitted(self, dataset: Any) -> WaveletScattering:
+        """A copy whose centre and axes are those of a data set, to see other images as those are seen.
+
+        Args:
+            dataset: The images, as for `vectors`; usually the training images.
+
+        Returns:
+            The fitted representation. Its fingerprint includes the centre and the axes. Fitting it again starts anew.
+        """
+        raw = self._raw(dataset)
+        found = copy.copy(self)
+        found._whitening = _Whitening.of(raw, self._bands(raw.shape[1]), self.whitening, self._has("flip"))
+        return found
+
+    def transform(self, images: Any) -> Tensor:
+        """The vectors of one batch of images, by a `fitted` representation.
+
+        Args:
+            images: Shape (B, channels, H, W), uint8 or floating-point in [0, 1].
+
+        Returns:
+            float32 of shape (B, D), on the images' device.
+
+        Raises:
+            ValueError: If the representation is not fitted: a batch alone tells no centre and no axes.
+        """
+        if self._whitening is None:
+            raise ValueError("`transform` needs a fitted representation: take `fitted(dataset)`, or `vectors`.")
+        raw = super().transform(images)
+        self._bands(raw.shape[1])
+        return torch.from_numpy(self._whitening.apply(raw.cpu().numpy(), self._has("contrast"))).to(raw.device)
+
+    def _has(self, name: str) -> bool:
+        """Whether a difference is to be overlooked."""
+        return name in self.invariance
+
+    def _raw(self, dataset: Any) -> _Floats:
+        """The vectors before centring and whitening; the caller may overwrite them."""
+        raw: _Floats = super().vectors(dataset)
+        return raw if raw.flags.writeable else raw.copy()
+
+    def _bands(self, width: int) -> tuple[int, int, int]:
+        """Bands and cells (bands, cells, cells) of unwhitened vectors, checked against those that were fitted."""
+        shape = (width // self.cells**2, self.cells, self.cells)
+        if self._whitening is not None and self._whitening.shape != shape:
+            kind = "grey" if self._whitening.shape[0] < shape[0] else "colour"
+            raise ValueError(f"Images must be {kind} images, as those were that the representation was fitted to.")
+        return shape
+
+    def _vectors_of(self, images: Tensor) -> Tensor:
+        """Vectors of prepared images before whitening: brightness and contrast are removed from the parts here."""
+        channels, height, width = images.shape[1:]
+        if channels not in (1, 3):
+            raise ValueError(f"Images must have 1 or 3 channels, got {channels}. Leave out any that are not colours.")
+        if min(height, width) < 2**self.levels:
+            raise invalid(
+                "levels", f"at most {int(math.log2(min(height, width)))} for images of {height} x {width}", self.levels
+            )
+        if min(height, width) < self.cells:
+            raise invalid("cells", f"at most {min(height, width)} for images of {height} x {width}", self.cells)
+        step = len(images) if images.device.type != "cpu" else max(1, _BLOCK_PIXELS // (height * width))
+        return torch.cat([self._coefficients(images[i : i + step]) for i in range(0, len(images), step)])
+
+    def _coefficients(self, images: Tensor) -> Tensor:
+        # In double precision, as the differences within a cell can be far below the mean that is subtracted.
+        colours = _opponent_colours(images.double())
+        details = _detail_moduli(colours[:, 0].float(), self.levels, self.cells).flatten(1)
+        contrast = details.mean(dim=1, keepdim=True) > _ROUNDING
+        details = details.sqrt()
+        if self._has("contrast"):
+            details = torch.where(contrast, details, 0) / details.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        if not self.color_weight:
+            return details
+        if self._has("brightness"):
+            colours[:, :1] = without_brightness(colours[:, :1])
+        colours[:, 1:] *= self.chroma
+        means = F.adaptive_avg_pool2d(colours, self.cells).flatten(1)
+        if self._has("contrast"):
+            means = unit_length(means)
+        return torch.cat([details, (means * self.color_weight).float()], dim=1)
+
+
+def _opponent_colours(images: Tensor) -> Tensor:
+    """Luminance and two opponent colours (B, 3, H, W), or a copy of grey images."""
+    if images.shape[1] == 1:
+        return images.clone()
+    red, green, blue = images.unbind(1)
+    # Differences first, so that the opponent colours of grey pixels are exactly zero.
+    return torch.stack(
+        [
+            (red + blue + green) / math.sqrt(3),
+            (red - blue) / math.sqrt(2),
+            ((red - green) + (blue - green)) / math.sqrt(6),
+        ],
+        dim=1,
+    )
+
+
+def _detail_moduli(luminance: Tensor, levels: int, cells: int) -> Tensor:
+    """Mean moduli (B, 3 levels, cells, cells) of undecimated Haar details of images (B, H, W).
+
+    Each level's box sums are made of the last level's, so the cost for each pixel is the same at all levels. Sums of
+    two are the same in either order, so the details of a mirror image are exactly the mirrored ones.
+    """
+    _, height, width = luminance.shape
+    margin = 2 ** (levels - 1)
+    boxes = luminance[:, _reflected(height, margin)][:, :, _reflected(width, margin)]
+    details = luminance.new_empty(len(luminance), 3, height + 1, width + 1)
+    found = []
+    for level in range(1, levels + 1):
+        half = 2 ** (level - 1)
+        first = margin - half
+        rows, left = slice(first, first + height + 1), slice(first, first + width + 1)
+        right = slice(first + half, first + half + width + 1)
+        sums = boxes[:, half:] + boxes[:, :-half]
+        differences = (boxes[:, half:] - boxes[:, :-half])[:, rows]
+        torch.sub(sums[:, rows, right], sums[:, rows, left], out=details[:, 0])
+        torch.add(differences[:, :, right], differences[:, :, left], out=details[:, 1])
+        torch.sub(differences[:, :, right], differences[:, :, left], out=details[:, 2])
+        found.append(F.adaptive_avg_pool2d(details.abs_(), cells) / 4**level)
+        boxes = sums[:, :, half:] + sums[:, :, :-half]
+    return torch.cat(found, dim=1)
+
+
+def _reflected(size: int, margin: int) -> Tensor:
+    """Indices that continue an axis by its reflection, the first and the last element repeated."""
+    inside = torch.arange(size)
+    return torch.cat([inside[:margin].flip(0), inside, inside[size - margin :].flip(0)])
+
+
+@dataclass(frozen=True)
+class _Whitening:
+    """Centre and whitened principal axes; with `flip`, separately for the symmetric and the antisymmetric part.
+
+    Args:
+        shape: Bands, rows and columns of cells.
+        flip: Whether vectors are split into the two parts.
+        centre: Shape (S,): the mean of the (symmetric part of the) vectors.
+        axes: Shape (S, S): its axes as columns, divided, largest variance first.
+        odd_axes: Shape (A, A): the axes of the antisymmetric part; empty without `flip`.
+    """
+
+    shape: tuple[int, int, int]
+    flip: bool
+    centre: _Floats
+    axes: _Floats
+    odd_axes: _Floats
+
+    def arrays(self) -> tuple[_Floats, _Floats, _Floats]:
+        """Everything that changes the vectors, for fingerprints."""
+        return self.centre, self.axes, self.odd_axes
+
+    @classmethod
+    def of(cls, raw: _Floats, shape: tuple[int, int, int], power: float, flip: bool) -> _Whitening:
+        """The centre and axes of vectors (N, D); sums are in double precision and in fixed blocks, in one thread."""
+        with threadpool_limits(1, "blas"):
+            even, odd = _parts(raw[:1], shape, flip)
+            total = np.zeros(even.shape[1])
+            for start in range(0, len(raw), _BLOCK_ROWS):
+                total += _parts(raw[start : start + _BLOCK_ROWS], shape, flip)[0].sum(axis=0, dtype=np.float64)
+            centre = (total / len(raw)).astype(np.float32)
+            covariance, odd_covariance = np.zeros((even.shape[1],) * 2), np.zeros((odd.shape[1],) * 2)
+            for start in range(0, len(raw), _BLOCK_ROWS):
+                even, odd = (part.astype(np.float64) for part in _parts(raw[start : start + _BLOCK_ROWS], shape, flip))
+                even -= centre
+                covariance += even.T @ even
+                odd_covariance += odd.T @ odd
+            variances, axes = _principal_axes(covariance / len(raw))
+            odd_variances, odd_axes = _principal_axes(odd_covariance / len(raw))
+        floor = _FLOOR * (variances.sum() + odd_variances.sum()) / (len(variances) + len(odd_variances))
+        return cls(
+            shape,
+            flip,
+            centre,
+            (axes * _divided(variances, floor, power)).astype(np.float32),
+            (odd_axes * _divided(odd_variances, floor, power)).astype(np.float32),
+        )
+
+    def apply(self, raw: _Floats, unit: bool) -> _Floats:
+        """Whiten vectors (N, D) in place, and give them unit length where wanted."""
+        split = len(self.centre)
+        with threadpool_limits(1, "blas"):
+            for start in range(0, len(raw), _BLOCK_ROWS):
+                block = raw[start : start + _BLOCK_ROWS]
+                even, odd = _parts(block, self.shape, self.flip)
+                # Centred first: for images that are all alike the difference is exactly zero.
+                block[:, :split] = (even - self.centre) @ self.axes
+                block[:, split:] = np.abs(odd @ self.odd_axes)
+                if unit:
+                    block[:] = unit_length(torch.from_numpy(block)).numpy()
+        return raw
+
+
+def _parts(raw: _Floats, shape: tuple[int, int, int], flip: bool) -> tuple[_Floats, _Floats]:
+    """The symmetric and the antisymmetric part of vectors under mirroring, or all and nothing."""
+    if not flip:
+        return raw, raw[:, :0]
+    cells = raw.reshape(len(raw), *shape)
+    half = shape[2] // 2
+    left, right = cells[..., :half], cells[..., ::-1][..., :half]
+    scale = np.float32(math.sqrt(0.5))
+    even, odd = (left + right) * scale, (left - right) * scale
+    if shape[2] % 2:
+        even = np.concatenate([even, cells[..., half : half + 1]], axis=3)
+    return even.reshape(len(raw), -1), odd.reshape(len(raw), -1)
+
+
+def _gram(rows: _Floats) -> _Doubles:
+    """Products of all pairs of columns, in double precision."""
+    double = rows.astype(np.float64)
+    return double.T @ double
+
+
+def _divided(variances: _Doubles, floor: float, power: float) -> _Doubles:
+    """Factors of the principal axes; 1 where nothing varies."""
+    return np.ones_like(variances) if floor == 0 else (variances + floor) ** (-power / 2)
+
+
+def _principal_axes(covariance: _Doubles) -> tuple[_Doubles, _Doubles]:
+    """Variances, largest first, and axes as columns, chosen by fixed rules where the covariance leaves a choice.
+
+    Axes of equal variances are replaced by others of the same span that lie nearest to coordinate axes, and of each
+    axis the largest component is positive.
+    """
+    if not len(covariance):
+        return np.empty(0), np.empty((0, 0))
+    variances, axes = np.linalg.eigh(covariance)
+    variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1].copy()
+    ends = np.flatnonzero(variances[:-1] - variances[1:] > _SAME_VARIANCE * variances[0]) + 1
+    for start, stop in zip([0, *ends], [*ends, len(axes)], strict=True):
+        if stop - start > 1:
+            axes[:, start:stop] = _nearest_basis(axes[:, start:stop])
+    largest = np.argmax(np.abs(axes) > np.abs(axes).max(axis=0) * (1 - 1e-6), axis=0)
+    return variances, axes * np.where(axes[largest, np.arange(len(axes))] < 0, -1, 1)
+
+
+def _nearest_basis(axes: _Doubles) -> _Doubles:
+    """Another orthonormal basis of the span of orthonormal columns, which depends on the span alone.
+
+    Gram-Schmidt on the projections of the coordinate axes, the longest that is left at each step; ties by index.
+    """
+    rest = axes @ axes.T
+    found = np.empty_like(axes)
+    for i in range(axes.shape[1]):
+        lengths = np.sqrt(np.maximum(np.diagonal(rest), 0))
+        longest = int(np.argmax(lengths > lengths.max() * (1 - 1e-6)))
+        found[:, i] = rest[:, longest] / lengths[longest]
+        rest -= np.outer(found[:, i], found[:, i])
+    return found
+
+
+def _positive_integer(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if value < 1:
+        raise invalid(name, "at least 1", value)
+    return int(value)
+
+
+def _bounded_number(name: str, value: float, most: float, must_be: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+    if not (0 <= value <= most and math.isfinite(value)):
+        raise invalid(name, must_be, value)
+    return float(value)
