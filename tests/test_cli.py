@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 import sys
@@ -75,6 +76,44 @@ def test_select_writes_the_selection_and_trains_nothing_but_the_baseline(capsys)
         ]
     )
     assert trained["runs"][0]["n_images"] == 1213
+
+
+def test_select_without_a_model_trains_nothing_and_draws_what_it_saw(capsys):
+    args = ["--config", "digits_wavelet.yaml", *QUICK, "--output", "selection"]
+    selection = cli.select(args)
+    assert len(selection.kept) == 1213
+    assert not (cache_folder() / "baselines").exists()
+    drawn = {path.stem for path in Path("selection").glob("*.png")}
+    seen = {"groups", "kept_fraction", "near_duplicates", "isolated"}
+    assert drawn in (seen, seen | {"influential"})
+    assert ("influential" in drawn) == bool(len(selection.influential))
+    shown = capsys.readouterr().out
+    assert ("alike to images of another label" in shown) == bool(len(selection.influential))
+    again = cli.select(args)
+    assert np.array_equal(again.status, selection.status)
+    assert "found in the cache" in capsys.readouterr().out
+
+
+def test_leaks_writes_a_row_for_every_test_image(capsys):
+    found = cli.leaks(["--config", "digits_wavelet.yaml", *QUICK, "--output", "leaks", "--leaks.radius=0.5"])
+    with Path("leaks/leaks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found) == 449
+    distances = [float(row["distance"]) for row in rows]
+    assert distances == sorted(distances)
+    twins = [row for row in rows if row["twin"] == "True"]
+    assert {int(row["test"]) for row in twins} == set(found.twins)
+    assert all((float(row["distance"]) <= 0.5) == (row["twin"] == "True") for row in rows)
+    assert 0 < len(twins) < 449
+    assert json.loads(Path("leaks/leaks.json").read_text())["twins"] == len(twins)
+    assert {path.name for path in Path("leaks").glob("*.png")} == {"twins.png", "isolated.png"}
+    assert f"{len(twins)} of 449 test images" in capsys.readouterr().out
+
+
+def test_leaks_needs_images_as_vectors_and_a_test_set():
+    digits_with = ["--config", "digits_wavelet.yaml", *QUICK, "--output", "leaks"]
+    with pytest.raises(SystemExit, match="`data.selector` must turn images into vectors to compare them"):
+        cli.leaks([*digits_with, "--data.selector=toolkit.RandomSelector", "--data.selector.keep_fraction=0.5"])
 
 
 def test_resume_takes_the_selection_of_the_checkpoint():

@@ -17,7 +17,14 @@ if not (Path(__file__).parent / "callbacks").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from toolkit.representations import Embeddings, FeatureExtractor, Pixels, Representation, WaveletCoefficients
+    from toolkit.representations import (
+        Embeddings,
+        FeatureExtractor,
+        Pixels,
+        Representation,
+        WaveletCoefficients,
+        WaveletScattering,
+    )
     from toolkit.selection import RandomSelector, Selection, Selector, SemanticSelector, SSIMSelector, WaveletSelector
 
 _HOMES = {
@@ -26,6 +33,7 @@ _HOMES = {
     "Pixels": "toolkit.representations",
     "Representation": "toolkit.representations",
     "WaveletCoefficients": "toolkit.representations",
+    "WaveletScattering": "toolkit.representations",
     "RandomSelector": "toolkit.selection",
     "SSIMSelector": "toolkit.selection",
     "Selection": "toolkit.selection",
@@ -45,6 +53,7 @@ __all__ = [
     "Selector",
     "SemanticSelector",
     "WaveletCoefficients",
+    "WaveletScattering",
     "WaveletSelector",
     "__version__",
 ]

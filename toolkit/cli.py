@@ -72,12 +72,15 @@ class LeaksConfig:
     """When a test image counts as having a twin in the training set.
 
     Args:
-        min_similarity: A twin's structural similarity (volume SSIM, in [-1, 1]) is at least this.
+        radius: A twin's distance, in the representation, is at most this; None for the representation's own radius.
+        min_similarity: Where there is no radius, a twin's structural similarity (volume SSIM, in [-1, 1]) is at least
+            this.
         mirrored: Whether the mirror image of each test image is looked for too.
         candidates: How many of the nearest training images the structural similarity is computed for.
         resize: Height and width at which it is computed; needed where images differ in size.
     """
 
+    radius: float | None = None
     min_similarity: float = 0.9
     mirrored: bool = True
     candidates: int = 10
@@ -285,6 +288,7 @@ def leaks(args: Sequence[str] | None = None) -> Leaks:
         datamodule.evaluation_view(),
         test,
         representation,
+        radius=settings.radius,
         min_similarity=settings.min_similarity,
         mirrored=settings.mirrored,
         candidates=settings.candidates,
@@ -502,6 +506,8 @@ def _report(
                 datamodule.origin, f"from {datamodule.origin}"
             )
             lines.append(f"selection: {how} in {seconds:.1f} s")
+        if len(selection.influential):
+            lines.append(f"{len(selection.influential)} images are alike to images of another label: all are kept")
         files["selection"] = selection.save(selection_folder)
         view, names = datamodule.evaluation_view(), _class_names(datamodule)
         pictures = save_pictures(

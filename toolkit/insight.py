@@ -277,7 +277,7 @@ def find_leaks(
         if len(mirror) != len(test):
             raise invalid("mirrored_test_vectors", f"{len(test)} vectors, one for each test image", len(mirror))
         views.append(mirror)
-    found = [nearest_neighbors(view, k, train, metric=metric, progress=progress) for view in views]
+    found = [nearest_neighbors(view, k, train, metric=metric, index=index, progress=progress) for view in views]
     nearest = np.concatenate([part.indices for part in found], axis=1)
     distance = np.concatenate([part.distances for part in found], axis=1)
     mirrored = np.arange(k * len(views)) >= k
@@ -445,7 +445,7 @@ def most_isolated(
     if len(matrix) < 2:
         raise invalid("vectors" if similarity is None else "similarity", "of two images or more", len(matrix))
     if similarity is None:
-        found = nearest_neighbors(matrix, 1, metric=metric, progress=progress)
+        found = nearest_neighbors(matrix, 1, metric=metric, index=index, progress=progress)
         nearest, distance = found.indices[:, 0].astype(np.int64), found.distances[:, 0].astype(np.float64)
         chosen = np.argsort(-distance, kind="stable")[:n]
         return Isolated(chosen, nearest[chosen], distance[chosen])

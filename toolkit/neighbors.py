@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -484,6 +484,17 @@ class _Space:
         summed = (min(n_features, _SLAB) + n_features / _SLAB + 8) * _UNIT * math.sqrt(axes.shape[1])
         return cls(factor, centre, axes, 1.01 * (_UNIT + summed + skew))
 
+    def norms(self, rows: _Rows) -> _Floats:
+        """The norms of the centred vectors."""
+        norms = np.empty(len(rows.matrix))
+
+        def work(start: int, stop: int, _: int) -> None:
+            block = np.empty((stop - start, rows.matrix.shape[1]), np.float32)
+            _centred(rows.matrix, rows.scales, start, stop, self.factor, self.centre, block, norms)
+
+        _each_chunk(rows.matrix, work)
+        return norms
+
     def project(self, rows: _Rows) -> tuple[_Singles, _Floats]:
         """Coordinates along the axes, or the centred vectors where there are none, and the norms of the latter."""
         count, n_features = rows.matrix.shape
@@ -715,15 +726,15 @@ class _Search:
         """Find axes, project both sets and choose how many axes to compare first, for a radius or for k neighbours."""
         cosine = metric == "cosine"
         n_features = ours.matrix.shape[1]
-        few = len(ours.matrix) * len(theirs.matrix) * n_features < _FEW
+        pairs, count = len(ours.matrix) * len(theirs.matrix), len(ours.matrix) + len(theirs.matrix)
+        # Projecting costs about as much as comparing each row with as many others as there are axes.
+        few = pairs * n_features < _FEW or pairs < 4 * _AXES * count
         space = _Space.of(ours, theirs, seek=not few and n_features > _NO_AXES)
         full = space.axes is None and n_features > 4 * _NO_AXES
         if full:
             # Nothing to sort by: one coordinate of zeros, and leaves in the order of the rows.
             sides = [
-                _arrange(
-                    rows, space, np.zeros((len(rows.matrix), 1), np.float32), np.ones(len(rows.matrix)), 0, full=True
-                )
+                _arrange(rows, space, np.zeros((len(rows.matrix), 1), np.float32), space.norms(rows), 0, full=True)
                 for rows in _both(ours, theirs)
             ]
             return cls(space, sides[0], sides[-1], cosine, full)
@@ -747,18 +758,17 @@ class _Search:
     @property
     def tile_width(self) -> int:
         """Columns of the rows that are multiplied."""
-        return self.space.centre.shape[0] + 2 if self.full else self.ours.tile.shape[1]
+        return len(self.space.centre) + 2 if self.full else int(self.ours.tile.shape[1])
 
     @property
     def slack(self) -> float:
         """What a distance in float64 may be off by, relatively."""
         return 1.0 + (len(self.space.centre) + 16) * 2.0**-52
 
-    def scaled(self, distance: Any) -> Any:
+    def scaled(self, distance: float) -> float:
         """The distance of scaled vectors that stands for a dissimilarity, not less."""
-        if self.cosine:
-            return np.sqrt(2.0 * distance) * (self.space.factor * self.slack)
-        return distance * self.space.factor * self.slack
+        plain = math.sqrt(2.0 * distance) if self.cosine else distance
+        return plain * self.space.factor * self.slack
 
     def columns(self, side: _Side, leaves: _Ints, out: _Singles) -> _Singles:
         """The rows of some leaves as they are multiplied."""
@@ -774,7 +784,8 @@ class _Search:
     def product_error(self, leaf: int, leaves: _Ints) -> _Floats:
         """Bounds of the error of products of rows of a leaf with those of others, from D products and sums."""
         norm = self.ours.reach[leaf] + self.theirs.reach[leaves]
-        return (self.tile_width + 16) * _UNIT * 0.51 * norm * norm + _TINY * _TINY
+        error: _Floats = (self.tile_width + 16) * _UNIT * 0.51 * norm * norm + _TINY * _TINY
+        return error
 
 
 def _both(ours: _Rows, theirs: _Rows) -> tuple[_Rows, ...]:
@@ -790,9 +801,8 @@ def _choose_width(
     n_features, most = cast("_Singles", space.axes).shape
     count = len(theirs.matrix)
     rng = np.random.default_rng(0)
-    pilots = rng.choice(
-        len(ours.matrix), min(len(ours.matrix), _PILOTS, max(4, _PILOT_ELEMENTS // count)), replace=False
-    )
+    most_pilots = min(len(ours.matrix), _PILOTS, max(4, _PILOT_ELEMENTS // count))
+    pilots = rng.choice(len(ours.matrix), most_pilots, replace=False)
     pilots.sort()
     widths = sorted({min(width, most) for width in _WIDTHS})
     bounds = []
@@ -1062,17 +1072,16 @@ def _sweep_neighbors(search: _Search, k: int, progress: bool) -> tuple[_Ints, _F
         mine[:, -2] = -mine[:, -1]
         mine[:, -1] = 1.0
         rows = slice(ours.starts[leaf], ours.starts[leaf + 1])
-        begin = 0
-        taken = int(np.searchsorted(np.cumsum(lengths[sequence]), k + 1)) + 1
+        taken = max(2, int(np.searchsorted(np.cumsum(lengths[sequence]), k + 1)) + 1)
         farthest = np.inf
-        while begin < len(sequence):
-            leaves = sequence[begin : begin + max(taken, 2) if begin == 0 else begin + per]
-            begin += len(leaves)
+        while len(sequence):
             if farthest < np.inf:
-                reach = search.scaled(farthest) + ours.box_error[leaf] + theirs.box_error[leaves]
-                leaves = leaves[gaps[leaves] <= reach * reach]
-                if len(leaves) == 0:
-                    continue
+                reach = search.scaled(farthest) + ours.box_error[leaf] + theirs.box_error[sequence]
+                sequence = sequence[gaps[sequence] <= reach * reach]
+                taken = per
+            leaves, sequence = sequence[:taken], sequence[taken:]
+            if len(leaves) == 0:
+                break
             other = search.columns(theirs, leaves, right)
             block = products[: len(mine) * len(other)].reshape(len(mine), len(other))
             np.matmul(mine, other.T, out=block)
@@ -1294,9 +1303,8 @@ def _torch_neighbors(
             scaled = (np.sqrt(2.0 * scaled) if cosine else scaled) * space.factor
             scaled += 1.01 * _UNIT * (norms + largest) + 2.0 * _TINY
             limit = 0.5 * scaled * scaled + (n_features + 16) * _UNIT * 0.51 * np.square(norms + largest) + _TINY**2
-            open_rows = (
-                np.flatnonzero(top.amax(1).cpu().numpy() <= limit) if most < count - within else np.empty(0, int)
-            )
+            left_out = most < count - within
+            open_rows = np.flatnonzero(left_out & (top.amax(1).cpu().numpy() <= limit))
             for start in range(0, len(open_rows), 64):
                 some_rows = open_rows[start : start + 64]
                 picked = torch.from_numpy(some_rows).to(device)

@@ -59,7 +59,7 @@ def displayable(sample: Any) -> npt.NDArray[Any] | None:
     if type(image).__module__.partition(".")[0] == "PIL":
         return np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.dtype.kind in "fiub":
-        channels_last = image.ndim == 3 and image.shape[2] in {1, 3, 4} and image.shape[0] not in {1, 3, 4}
+        channels_last = image.ndim == 3 and image.shape[2] in {1, 3, 4} and image.shape[0] > image.shape[2]
         image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
     if not isinstance(image, torch.Tensor) or image.ndim not in {2, 3} or 0 in image.shape:
         return None
@@ -671,10 +671,12 @@ class _Sheet:
     def add_header(self, position: int, texts: list[str]) -> None:
         """Write what is known of a cell above it, in one line or as many as the sheet has."""
         left, top = self._cell(position)
-        lines = texts if self.header_lines > 1 else ["  ·  ".join(texts)] if texts else []
+        lines = texts if self.header_lines > 1 else [" · ".join(texts)] if texts else []
         for row, text in enumerate(lines):
             y = top + (row + self.header_lines - len(lines) + 0.5) * self.line
-            self._text(left + self.cell_width / 2, y, text, self.cell_width + self.outer / 2, color=_DARK)
+            width = self.cell_width + self.outer / 2
+            size = next((size for size in (8.0, 7.5) if _width(text, size, "normal") <= width), 7.0)
+            self._text(left + self.cell_width / 2, y, text, width, fontsize=size, color=_DARK)
 
     def add_image(
         self, position: int, place: int, image: npt.NDArray[Any], name: str, caption: str, color: str

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from toolkit.grouping import LINKAGES, METRICS, RULES, MergeTree, find_representatives, merge_tree
+from toolkit.grouping import (
+    LINKAGES,
+    METRICS,
+    RULES,
+    MergeTree,
+    find_representatives,
+    merge_tree,
+    nearest_to_centre,
+)
 
 
 def vectors(n, d, seed=0):
@@ -159,6 +167,49 @@ def test_a_tree_without_merges():
     assert distance.tolist() == [0.0] * 5
 
 
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_nearest_of_flat_groups_equals_that_of_the_tree(share):
+    x = vectors(400, 5, seed=13)
+    preferred = None if share is None else np.random.default_rng(14).random(len(x)) < share
+    tree = merge_tree(x, linkage="ward", metric="euclidean")
+    found = find_representatives(x, tree, rule="nearest", preferred=preferred)
+    for n_merges in (0, 40, 200, 399):
+        groups = tree.cut(n_groups=400 - n_merges)
+        representative, distance = nearest_to_centre(x, groups, preferred)
+        expected, expected_distance = found.at(tree, n_merges)
+        np.testing.assert_array_equal(representative[groups], expected)
+        np.testing.assert_allclose(distance, expected_distance, rtol=1e-6)
+
+
+def test_nearest_of_pairs_and_duplicates_is_the_first():
+    x = vectors(300, 20, seed=15) + 7.0
+    groups = np.concatenate([np.arange(150), np.random.default_rng(16).permutation(150)])
+    assert nearest_to_centre(x, groups)[0].tolist() == list(range(150))
+    tree = merge_tree(x, linkage="ward", metric="euclidean")
+    nodes = find_representatives(x, tree, rule="nearest").nodes
+    both_leaves = (tree.children < 300).all(axis=1)
+    np.testing.assert_array_equal(nodes[both_leaves], tree.children[both_leaves, 0])
+    representative, distance = nearest_to_centre(np.full((50, 3), 0.1), np.arange(50) % 3)
+    assert representative.tolist() == [0, 1, 2]
+    assert (distance == 0.0).all()
+    preferred = np.arange(50) == 40
+    assert nearest_to_centre(np.full((50, 3), 0.1), np.arange(50) % 3, preferred)[0].tolist() == [0, 40, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, np.float32])
+def test_nearest_of_any_dtype(dtype):
+    x = np.random.default_rng(17).integers(0, 255, size=(90, 6)).astype(dtype)
+    groups = np.random.default_rng(18).permutation(90) // 4
+    for ours, theirs in zip(nearest_to_centre(x, groups), nearest_to_centre(x.astype(float), groups), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    tree = merge_tree(x, linkage="ward", metric="euclidean")
+    np.testing.assert_array_equal(
+        find_representatives(x, tree, "nearest").nodes, find_representatives(x.astype(float), tree, "nearest").nodes
+    )
+    large = nearest_to_centre(x.astype(float) * 1e200, groups)
+    np.testing.assert_array_equal(large[0], nearest_to_centre(x, groups)[0])
+
+
 X = vectors(20, 3)
 TREE = merge_tree(X)
 NAN = np.where(np.arange(60).reshape(20, 3) == 7, np.nan, X)
@@ -172,6 +223,13 @@ ERRORS = [
     (lambda: find_representatives(X, TREE).at(TREE, 20), ValueError, "`n_merges` must be in 0 to 19, got 20"),
     (lambda: find_representatives(X, TREE).at(TREE, 1.0), TypeError, "`n_merges` must be an integer, got 1.0"),
     (lambda: find_representatives(X, TREE).at(merge_tree(X, 8), 1), ValueError, "`tree` must be the tree with 19"),
+    (lambda: nearest_to_centre(NAN, [0] * 20), ValueError, "`x` must be finite, .* the first at index 2"),
+    (lambda: nearest_to_centre(X, [0] * 19), ValueError, r"`groups` must be of shape \(20,\)"),
+    (lambda: nearest_to_centre(X, [0.0] * 20), TypeError, "`groups` must hold integers"),
+    (lambda: nearest_to_centre(X, [-1] * 20), ValueError, "`groups` must be numbers from 0 with none left out"),
+    (lambda: nearest_to_centre(X, [2] * 20), ValueError, "`groups` must be numbers from 0 with none left out, got 'no"),
+    (lambda: nearest_to_centre(X, [0] * 20, [True]), ValueError, r"`preferred` must be of shape \(20,\)"),
+    (lambda: nearest_to_centre(X, [0] * 20, [1] * 20), TypeError, "`preferred` must be boolean"),
 ]
 
 

@@ -124,7 +124,9 @@ def spectral_groups(
         joined = part if n_parts == n_groups else _join_parts(matrix, part, n_parts, int(n_groups))[part]
         return _by_first(joined)
     members = np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1])
-    found = _spectra(graph, members, int(n_groups), normalized, method, seed)
+    # One thread: with more, sums may be split in other ways, and the groups must not depend on the machine.
+    with threadpool_limits(1, user_api="blas"):
+        found = _spectra(graph, members, int(n_groups), normalized, method, seed)
     groups = np.empty(n_images, np.int64)
     first = 0
     for rows, spectrum, count in zip(members, found, _shares(found, int(n_groups)), strict=True):
@@ -258,9 +260,7 @@ def _spectrum(graph: Any, count: int, normalized: bool, method: str, seed: int) 
         else:
             operator = -dense
             operator[np.diag_indices(size)] += degrees
-        # One thread: with more, sums may be split in other ways, and the groups must not depend on the machine.
-        with threadpool_limits(1, user_api="blas"):
-            values, vectors = scipy.linalg.eigh(operator, overwrite_a=True, check_finite=False)
+        values, vectors = scipy.linalg.eigh(operator, overwrite_a=True, check_finite=False)
         if normalized:
             values, vectors = 1.0 - values[::-1], vectors[:, ::-1]
         return _Spectrum(values[:count].copy(), vectors[:, :count].copy())
@@ -283,18 +283,17 @@ def _spectrum(graph: Any, count: int, normalized: bool, method: str, seed: int) 
 def _largest(operator: Any, count: int, top: float, seed: int) -> tuple[_Floats, _Floats]:
     """The `count` largest eigenvalues, descending, none above `top` but for rounding, and their eigenvectors."""
     start = np.random.default_rng(seed).standard_normal(operator.shape[0])
-    with threadpool_limits(1, user_api="blas"):
+    try:
+        values, vectors = eigsh(operator, count, which="LA", v0=start)
+    except ArpackNoConvergence as error:
+        if not is_sparse(operator):
+            raise RuntimeError(f"The Lanczos iterations did not converge: {error}") from error
+        # The inverse, shifted to just above the spectrum, pulls its crowded end apart.
+        shift = top + 1e-3 * abs(operator).sum(axis=1).max()
         try:
-            values, vectors = eigsh(operator, count, which="LA", v0=start)
-        except ArpackNoConvergence as error:
-            if not is_sparse(operator):
-                raise RuntimeError(f"The Lanczos iterations did not converge: {error}") from error
-            # The inverse, shifted to just above the spectrum, pulls its crowded end apart.
-            shift = top + 1e-3 * abs(operator).sum(axis=1).max()
-            try:
-                values, vectors = eigsh(operator.tocsc(), count, sigma=shift, which="LM", v0=start)
-            except ArpackNoConvergence as again:
-                raise RuntimeError(f"The Lanczos iterations did not converge: {again}") from again
+            values, vectors = eigsh(operator.tocsc(), count, sigma=shift, which="LM", v0=start)
+        except ArpackNoConvergence as again:
+            raise RuntimeError(f"The Lanczos iterations did not converge: {again}") from again
     order = np.argsort(-values, kind="stable")
     return values[order], vectors[:, order]
 

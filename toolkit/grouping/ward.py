@@ -290,18 +290,33 @@ class _Rounds:
     def _choose(self, keys: _Matrix, degree: float) -> float:
         """The bound of a round from sampled keys."""
         count, n_rows = keys.shape
-        # Up to a bound that a share f of the groups have a neighbour within, between f / 2 and f of them are merged. A
-        # further round costs more than some pairs too many.
-        share = 1.7 * (self.wanted - self.done) / count + 0.5 / n_rows
+        # Up to a bound that a share f of the groups have a neighbour within, f / 3 to f / 2 of them are merged. A further
+        # round costs more than some pairs too many.
+        missing = (self.wanted - self.done) / count
+        share = max(1.7 * missing, min(3.0 * missing, 0.3)) + 0.5 / n_rows
         known = keys.ravel()
         place = min(int(n_rows * min(degree, 1.5 * _MAX_PAIRS / count)), (count - 1) * n_rows - 1)
         bound = float(np.partition(known, place)[place])
+        nearest = keys.min(axis=0)
         if share < 0.9:
-            bound = min(bound, float(np.quantile(keys.min(axis=0), share, method="higher")))
+            likely = float(np.quantile(nearest, share, method="higher"))
+            bound = min(bound, max(float(nearest.min()), self._extrapolated() or likely))
         if bound <= max(self.bound, 0.0):
             above = known[known > max(self.bound, 0.0)]
             bound = float(above.min()) if np.isfinite(above).any() else 2.0 * abs(self.bound) + 2.0**-1000
         return min(bound, self.limit)
+
+    def _extrapolated(self) -> float | None:
+        """The bound at which the merges wanted are likely to be reached, from how many came with the bounds so far."""
+        if self.done < 64:
+            return None
+        keys = np.concatenate(self.keys)
+        middle = float(keys[len(keys) // 2])
+        if not 0.0 < middle < 0.99 * self.bound:
+            return None
+        # The number of merges as a power of the bound.
+        growth = math.log(self.bound / middle) / math.log(2.0)
+        return self.bound * (1.1 * self.wanted / self.done) ** growth
 
     def _find_sparse(self, bound: float, most: int) -> _Pairs | None:
         """All pairs up to a bound through the bounds of `near_pairs`, or None where there are too many."""

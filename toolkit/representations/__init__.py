@@ -5,6 +5,7 @@ from toolkit.representations.columns import ColumnChoice, independent_columns
 from toolkit.representations.embeddings import Embeddings
 from toolkit.representations.feature_map import FeatureExtractor, find_layer
 from toolkit.representations.pixels import Pixels
+from toolkit.representations.scattering import WaveletScattering
 from toolkit.representations.wavelet import WaveletCoefficients
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Representation",
     "Vectors",
     "WaveletCoefficients",
+    "WaveletScattering",
     "find_layer",
     "independent_columns",
 ]

@@ -16,6 +16,7 @@ from scipy.linalg import blas, lapack
 from scipy.sparse.linalg import LinearOperator, eigsh
 from tqdm.auto import tqdm
 
+from toolkit.reproducibility import full_precision
 from toolkit.validation import invalid
 
 __all__ = ["ColumnChoice", "independent_columns"]
@@ -68,9 +69,10 @@ def independent_columns(matrix: npt.ArrayLike, max_condition: float = 1e5, *, pr
     number with `cond(matrix[:, pivots[:m]]) < max_condition`. Zero columns and repetitions are left out before.
 
     Nothing is sampled, and the matrix is read in blocks of rows: memory is that of a few matrices of shape (D, D). Up
-    to bounds of 1e6, and above where all columns stay below it, the pivots and the triangular factor come from a
-    pivoted Cholesky factorisation of the Gram matrix, the condition number is refined with the matrix itself. For
-    larger bounds the triangular factor is computed block by block with Householder's reflections, which takes longer.
+    to bounds of 1e6 (3e7 / sqrt(D) for more than 1,000 columns), and above where all columns stay below that, the
+    pivots and the triangular factor come from a pivoted Cholesky factorisation of the Gram matrix, and the condition
+    number is refined with the matrix itself. For larger bounds the triangular factor is computed block by block with
+    Householder's reflections, which takes longer.
     Columns whose remainders are equal but for rounding may be ordered differently by different routines.
 
     uint8 values, and float32 values that are uint8 values divided by 255, are taken as the integers that they are,
@@ -113,9 +115,10 @@ def independent_columns(matrix: npt.ArrayLike, max_condition: float = 1e5, *, pr
     factor: _Floats | None = None
     if source.is_tall:
         factor, pivots = source.by_gram()
-        # A factorisation that rounding ended early says nothing of the columns after that.
-        complete = len(pivots) == len(source.active) and _condition(factor, len(pivots))[0] < _GRAM_LIMIT
-        if bound > _GRAM_LIMIT and not complete:
+        # It ends where remainders are as small as rounding, which says nothing of larger bounds than this.
+        limit = min(_GRAM_LIMIT, 0.5 / float(np.sqrt(len(source.active) * np.finfo(float).eps)))
+        complete = len(pivots) == len(source.active)
+        if bound > limit and not (complete and _condition(factor, len(pivots))[0] < limit):
             factor = None
     if exact := factor is None:
         factor, pivots = source.by_reflections()
@@ -124,7 +127,7 @@ def independent_columns(matrix: npt.ArrayLike, max_condition: float = 1e5, *, pr
 
 
 def _as_matrix(matrix: npt.ArrayLike) -> npt.NDArray[Any]:
-    """The matrix as an array of uint8, float32 or float64, without a copy where it is one."""
+    """The matrix as an array, without a copy where it is one."""
     if isinstance(matrix, torch.Tensor):
         matrix = matrix.detach().cpu().numpy()
     values: npt.NDArray[Any] = np.asanyarray(matrix)
@@ -132,9 +135,7 @@ def _as_matrix(matrix: npt.ArrayLike) -> npt.NDArray[Any]:
         raise invalid("matrix", "a non-empty matrix of shape (N, D)", f"an array of shape {values.shape}")
     if values.dtype.kind not in "fiub":
         raise TypeError(f"`matrix` must hold real numbers, got dtype {values.dtype}.")
-    if values.dtype in (np.uint8, np.float32, np.float64):
-        return values
-    return values.astype(np.uint8 if values.dtype == np.bool_ else np.float64)
+    return values
 
 
 class _Source:
@@ -153,7 +154,7 @@ class _Source:
         self.rows = max(1, min(n_rows, _CHUNK_ELEMENTS // n_columns))
         hashes = np.zeros(n_columns, np.uint64)
         largest = np.zeros(n_columns)
-        self.is_integer = values.dtype != np.float64
+        self.is_integer = values.dtype in (np.uint8, np.float32)
         for block in self._read("columns: examining"):
             extent = np.maximum(block.max(axis=0), -block.min(axis=0).astype(np.float64))
             if not np.isfinite(extent).all():
@@ -188,6 +189,7 @@ class _Source:
     def by_reflections(self) -> tuple[_Floats, _Ints]:
         """The same by Householder's reflections, which keep all digits: of block after block under the last factor."""
         n_rows, n_columns = self.values.shape[0], len(self.active)
+        factor: npt.NDArray[Any]
         if self.is_tall:
             factor = np.empty((0, n_columns))
             self.rows = max(self.rows, 2 * n_columns)
@@ -214,11 +216,13 @@ class _Source:
         return float(np.sqrt(total))
 
     def _read(self, what: str | None) -> Iterator[npt.NDArray[Any]]:
+        """Blocks of rows of all columns, as uint8, float32 or float64."""
+        kept = self.values.dtype in (np.uint8, np.float32)
         n_rows = len(self.values)
         with tqdm(total=n_rows, unit="row", desc=what, disable=not self.progress or what is None) as bar:
             for start in range(0, n_rows, self.rows):
                 block = self.values[start : start + self.rows]
-                yield block
+                yield block if kept else block.astype(np.float64, copy=False)
                 bar.update(len(block))
 
     def _converted(self, what: str | None) -> Iterator[_Floats]:
@@ -229,7 +233,8 @@ class _Source:
             if not self.is_integer:
                 yield np.multiply(chosen, self.scale, dtype=np.float64)
             else:
-                yield chosen.astype(np.float64) if chosen.dtype == np.uint8 else np.rint(chosen * 255.0)
+                whole = chosen if chosen.dtype == np.uint8 else np.rint(chosen * np.float32(255))
+                yield whole.astype(np.float64)
 
     def _gram(self) -> _Floats:
         """The upper triangle of the Gram matrix."""
@@ -259,26 +264,22 @@ class _Source:
                 part = torch.from_numpy(whole[start : start + rows])
                 for low, high in pairwise(edges):
                     view = product[: (high - low) * (size - low)].view(high - low, size - low)
-                    torch.mm(part[:, low:high].T, part[:, low:], out=view)
+                    with full_precision():
+                        torch.mm(part[:, low:high].T, part[:, low:], out=view)
                     gram[low:high, low:] += view.numpy()
         gram += 128 * (sums[:, None] + sums - 128.0 * len(self.values))
         return np.asfortranarray(gram)
 
     def _repetitions(self, hashes: npt.NDArray[np.uint64], largest: _Floats) -> _Ints:
         """Columns equal to one before them."""
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-        found: list[int] = []
-        distinct: dict[int, list[int]] = {}
-        for column in sorted({*order[same].tolist(), *order[same + 1].tolist()}):
-            if largest[column] == 0:
-                continue
-            others = distinct.setdefault(int(hashes[column]), [])
-            if any(np.array_equal(self.values[:, column], self.values[:, other]) for other in others):
-                found.append(column)
-            else:
-                others.append(column)
-        return np.array(found, np.int64)
+        _, firsts, group = np.unique(hashes, return_index=True, return_inverse=True)
+        columns = np.flatnonzero((firsts[group] != np.arange(len(hashes))) & (largest > 0))
+        same = np.ones(len(columns), np.bool_)
+        if len(columns):
+            # Equal bits have equal hashes, but not only they.
+            for block in self._read(None):
+                same &= (block[:, columns] == block[:, firsts[group[columns]]]).all(axis=0)
+        return columns[same]
 
     def _refuse_infinite(self) -> None:
         count = 0
@@ -342,10 +343,10 @@ def _condition(factor: _Floats, m: int) -> tuple[float, float, _Floats]:
     start = np.random.default_rng(0).standard_normal(m)
 
     def square(vector: _Floats) -> _Floats:
-        return cast("_Floats", blas.dtrmv(block, blas.dtrmv(block, vector.ravel()), trans=1))
+        return blas.dtrmv(block, blas.dtrmv(block, vector.ravel()), trans=1)
 
     def inverse(vector: _Floats) -> _Floats:
-        return cast("_Floats", blas.dtrsv(block, blas.dtrsv(block, vector.ravel(), trans=1)))
+        return blas.dtrsv(block, blas.dtrsv(block, vector.ravel(), trans=1))
 
     extremes = []
     for product in (square, inverse):
@@ -367,7 +368,7 @@ def _largest(factor: _Floats, bound: float, length: Callable[[int, _Floats], flo
 
     def refined(m: int) -> float:
         estimate, largest, vector = _condition(factor, m)
-        # Never larger than the estimate by much: the vector's own error counts only squared.
+        # The vector is that of an approximate factor, but in the length of its image that counts only squared.
         return estimate if length is None else largest / (length(m, vector) / float(np.linalg.norm(vector)))
 
     n = len(factor)
@@ -379,7 +380,7 @@ def _largest(factor: _Floats, bound: float, length: Callable[[int, _Floats], flo
         before, after = known[low] - growth[low - 1], known[high] - growth[high - 1]
         between = np.arange(low + 1, high)
         guesses = growth[low : high - 1] + before + (after - before) * (between - low) / (high - low)
-        # On one side of the guess and then the other, the interval closes around it.
+        # Now at the guess, now one above it, so that the interval closes around it from both sides.
         m = int(np.clip(low + np.searchsorted(guesses, np.log(bound)) + len(known) % 2, low + 1, high - 1))
         if len(known) > 8:
             m = (low + high) // 2

@@ -161,7 +161,7 @@ class ImageVectors(ABC):
         else:
             with preserved_rng():
                 shape = tuple(_Collate(view.collate_fn, self.input_key, None, None, False)([view.dataset[0]])[0].shape)
-        return (1, *shape) if len(shape) == 2 else shape  # type: ignore[return-value]
+        return (1, *shape) if len(shape) == 2 else shape
 
     def _prepared_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Channels, height and width as the transform gets them, of images with `shape` (channels, H, W)."""

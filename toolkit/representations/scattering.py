@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,8 +21,6 @@ from toolkit.validation import invalid
 
 __all__ = ["WaveletScattering"]
 
-#: Added to the variances before dividing by them, as a share of their mean.
-_FLOOR = 0.01
 #: A mean modulus below this is only rounding.
 _ROUNDING = 4e-7
 #: Pixels worked on at a time: what fits into a processor's cache.
@@ -37,21 +35,19 @@ _Doubles = npt.NDArray[np.float64]
 
 
 class WaveletScattering(ImageVectors):
-    r"""A representation of images by the strength of their edges and by their colours, cell by cell, whitened.
+    """A representation of images by the strength of their edges and by their colours, cell by cell, whitened.
 
     This is first-order wavelet scattering with the Haar wavelet, beside coarse colours. Averaged moduli of details
     change little under shifts of a few pixels, crops and compression, which wavelet coefficients do not withstand;
-    whitening then gives less weight to what all images of a data set have in common. The steps:
+    whitening then gives less weight to what most images of a data set have in common. The steps, for pixels in [0, 1]:
 
-    1. Opponent colours of the pixels in [0, 1]: luminance Y = (R + G + B) / sqrt(3), and two that are zero for grey,
-       (R - B) / sqrt(2) and (R - 2 G + B) / sqrt(6). Of grey images Y is the image itself.
-    2. Detail: the horizontal, vertical and diagonal details of the undecimated Haar transform of Y, levels 1 to
-       `levels`, at all (H + 1) x (W + 1) corners of pixels, the image continued by reflection at its edges. Of each
-       band, the mean modulus in each of `cells` x `cells` cells, then the square root.
-    3. Colour: the means in each cell of Y and of the two other colours, these times `chroma`.
-    4. Each of the two parts is divided by its length, and the colour part is multiplied by `color_weight`.
-    5. The mean over the data set is subtracted, and each principal axis i of the data set is divided by
-       (v_i + 0.01 v)^(`whitening` / 2), where v_i is its variance and v the mean of all variances. At last the
+    1. Detail: the horizontal, vertical and diagonal details of the undecimated Haar transform of the mean of the
+       channels, levels 1 to `levels`, at all (H + 1) x (W + 1) corners of pixels, the image continued by reflection at
+       its edges. Of each band the mean modulus in each of `cells` x `cells` cells, then the square root.
+    2. Colour: the means of each channel in each cell.
+    3. Each of the two parts is divided by its length, and the colour part is multiplied by `color_weight`.
+    4. The mean over the data set is subtracted, and each principal axis i of the data set is divided by
+       (v_i + `ridge` v)^(`whitening` / 2), where v_i is its variance and v the mean of all variances. At last the
        vector is divided by its length.
 
     What can be overlooked (`invariance`):
@@ -59,12 +55,12 @@ class WaveletScattering(ImageVectors):
     ============  ======================================================================================================
     name          what is done
     ============  ======================================================================================================
-    brightness    the mean of Y over the image is subtracted from its means in the cells
+    brightness    the mean over all pixels and channels of an image is subtracted before step 2
     shift         nothing more: shifts that are small beside a cell are overlooked in any case
     flip          an image and its mirror image get the same vector, see below
-    contrast      step 4 divides by the lengths and the result has unit length, so that distances are
-                  sqrt(2 (1 - cosine)); without it, only the factor `color_weight` is left of step 4. An image without
-                  detail (or without colours and differences of brightness) has zeros in that part
+    contrast      the lengths are divided by in steps 3 and 4, so that distances are sqrt(2 (1 - cosine)); without it,
+                  only the factor `color_weight` is left of step 3. A part without any contrast, as both are for a
+                  constant grey image, is zero
     ============  ======================================================================================================
 
     For "flip" the cells are split into the part that mirroring leaves, s = (x + mirrored x) / sqrt(2), and the part
@@ -76,14 +72,15 @@ class WaveletScattering(ImageVectors):
     taken, so that the linear algebra library does not decide.
 
     The centre and the axes are those of the data set that is given to `vectors`, unless the representation is a
-    `fitted` one. Where there are fewer images than dimensions, directions in which they do not differ count by v alone.
+    `fitted` one. Where there are fewer images than dimensions, or all are alike, `ridge` v stands in for
+    what is not known; where nothing varies at all, nothing is divided.
 
     Args:
         levels: Levels of the Haar transform; images need 2^levels pixels in both directions.
         cells: Number of cells along each direction.
-        color_weight: Weight of the cells' means against the details; 0 leaves them out.
-        chroma: Weight of the two opponent colours against the luminance among the cells' means.
-        whitening: How far variances are made equal: 0 only centres, 1 divides by standard deviations.
+        color_weight: Weight of the cells' colours against their details; 0 leaves them out.
+        whitening: How far variances are made equal, from 0 (the data set is only centred) to 1.
+        ridge: What is added to all variances, as a share of their mean: the less, the more rare directions count.
         invariance: Which differences between images to overlook, out of the table above.
         resize: Height and width that all images are brought to, with antialiasing; needed where sizes differ.
         max_size: Images whose longer side is above this are downscaled to it first, by averaging areas.
@@ -96,9 +93,8 @@ class WaveletScattering(ImageVectors):
 
     Raises:
         ValueError: For settings out of range; from `vectors`, if images are smaller than 2^levels or have fewer pixels
-            than `cells` along a side, if they have neither 1 nor 3 channels, if sizes differ and `resize` is None, if
-            pixels are NaN, infinite, negative or above 1, or if a fitted representation gets colour images where it was
-            fitted on grey ones, or the reverse.
+            than `cells` along a side, if sizes differ and `resize` is None, if pixels are NaN, infinite, negative or
+            above 1, or if a fitted representation gets images of another number of channels than it was fitted to.
         TypeError: From `vectors`, if pixels are neither uint8, uint16 nor floating-point numbers.
 
     References:
@@ -124,9 +120,9 @@ class WaveletScattering(ImageVectors):
         levels: int = 3,
         cells: int = 4,
         *,
-        color_weight: float = 0.6,
-        chroma: float = 2.0,
-        whitening: float = 0.8,
+        color_weight: float = 0.3,
+        whitening: float = 1.0,
+        ridge: float = 0.1,
         invariance: Sequence[str] = ("brightness", "contrast", "flip"),
         resize: Sequence[int] | None = None,
         max_size: int | None = 32,
@@ -150,9 +146,13 @@ class WaveletScattering(ImageVectors):
         )
         self.levels = _positive_integer("levels", levels)
         self.cells = _positive_integer("cells", cells)
-        self.color_weight = _bounded_number("color_weight", color_weight, math.inf, "a finite number of at least 0")
-        self.chroma = _bounded_number("chroma", chroma, math.inf, "a finite number of at least 0")
-        self.whitening = _bounded_number("whitening", whitening, 1.0, "in [0, 1]")
+        self.color_weight = _number("color_weight", color_weight)
+        self.whitening = _number("whitening", whitening)
+        self.ridge = _number("ridge", ridge)
+        if self.whitening > 1:
+            raise invalid("whitening", "in [0, 1]", whitening)
+        if self.ridge == 0:
+            raise invalid("ridge", "above 0, as a data set need not vary in all directions", ridge)
         self._whitening: _Whitening | None = None
 
     def _own_settings(self) -> dict[str, Any]:
@@ -161,8 +161,8 @@ class WaveletScattering(ImageVectors):
             "levels": self.levels,
             "cells": self.cells,
             "color_weight": self.color_weight,
-            "chroma": self.chroma,
             "whitening": self.whitening,
+            "ridge": self.ridge,
             "fitted": None if self._whitening is None else list(self._whitening.arrays()),
         }
 
@@ -174,8 +174,7 @@ class WaveletScattering(ImageVectors):
     def vectors(self, dataset: Any) -> Vectors:
         """The vectors of all images, in their order, as float32 of shape (N, D).
 
-        D is `cells`^2 times (3 `levels` + 3) for colour images, (3 `levels` + 1) for grey ones, and 3 `levels` where
-        `color_weight` is 0.
+        D is `cells`^2 times (3 `levels` + channels), or times 3 `levels` where `color_weight` is 0.
 
         Args:
             dataset: A data set, an `EvaluationView`, or an array or tensor of shape (N, channels, H, W) or (N, H, W).
@@ -186,8 +185,7 @@ class WaveletScattering(ImageVectors):
         """
         # Every process of a distributed run has all rows here, and whitens them alike.
         raw = self._raw(dataset)
-        whitening = self._whitening or _Whitening.of(raw, self._bands(raw.shape[1]), self.whitening, self._has("flip"))
-        return whitening.apply(raw, self._has("contrast"))
+        return self._whitening_of(raw).apply(raw, self._has("contrast"))
 
     def fitted(self, dataset: Any) -> WaveletScattering:
         """A copy whose centre and axes are those of a data set, to see other images as those are seen.
@@ -198,9 +196,9 @@ class WaveletScattering(ImageVectors):
         Returns:
             The fitted representation. Its fingerprint includes the centre and the axes. Fitting it again starts anew.
         """
-        raw = self._raw(dataset)
         found = copy.copy(self)
-        found._whitening = _Whitening.of(raw, self._bands(raw.shape[1]), self.whitening, self._has("flip"))
+        found._whitening = None
+        found._whitening = found._whitening_of(self._raw(dataset))
         return found
 
     def transform(self, images: Any) -> Tensor:
@@ -218,8 +216,8 @@ class WaveletScattering(ImageVectors):
         if self._whitening is None:
             raise ValueError("`transform` needs a fitted representation: take `fitted(dataset)`, or `vectors`.")
         raw = super().transform(images)
-        self._bands(raw.shape[1])
-        return torch.from_numpy(self._whitening.apply(raw.cpu().numpy(), self._has("contrast"))).to(raw.device)
+        whitened = self._whitening_of(raw).apply(raw.cpu().numpy(), self._has("contrast"))
+        return torch.from_numpy(whitened).to(raw.device)
 
     def _has(self, name: str) -> bool:
         """Whether a difference is to be overlooked."""
@@ -230,73 +228,56 @@ class WaveletScattering(ImageVectors):
         raw: _Floats = super().vectors(dataset)
         return raw if raw.flags.writeable else raw.copy()
 
-    def _bands(self, width: int) -> tuple[int, int, int]:
-        """Bands and cells (bands, cells, cells) of unwhitened vectors, checked against those that were fitted."""
-        shape = (width // self.cells**2, self.cells, self.cells)
-        if self._whitening is not None and self._whitening.shape != shape:
-            kind = "grey" if self._whitening.shape[0] < shape[0] else "colour"
-            raise ValueError(f"Images must be {kind} images, as those were that the representation was fitted to.")
-        return shape
+    def _whitening_of(self, raw: Any) -> _Whitening:
+        """The fitted whitening, if it is one of such unwhitened vectors, or that of these vectors."""
+        shape = (raw.shape[1] // self.cells**2, self.cells, self.cells)
+        if self._whitening is None:
+            return _Whitening.of(raw, shape, self.whitening, self.ridge, self._has("flip"))
+        if self._whitening.shape != shape:
+            of, got = (bands - 3 * self.levels for bands in (self._whitening.shape[0], shape[0]))
+            raise ValueError(f"Images must have {of} channels, as those had that this is fitted to, got {got}.")
+        return self._whitening
 
     def _vectors_of(self, images: Tensor) -> Tensor:
         """Vectors of prepared images before whitening: brightness and contrast are removed from the parts here."""
-        channels, height, width = images.shape[1:]
-        if channels not in (1, 3):
-            raise ValueError(f"Images must have 1 or 3 channels, got {channels}. Leave out any that are not colours.")
-        if min(height, width) < 2**self.levels:
-            raise invalid(
-                "levels", f"at most {int(math.log2(min(height, width)))} for images of {height} x {width}", self.levels
-            )
-        if min(height, width) < self.cells:
-            raise invalid("cells", f"at most {min(height, width)} for images of {height} x {width}", self.cells)
+        height, width = images.shape[2:]
+        side = min(height, width)
+        if side < 2**self.levels:
+            raise invalid("levels", f"at most {side.bit_length() - 1} for images of {height} x {width}", self.levels)
+        if side < self.cells:
+            raise invalid("cells", f"at most {side} for images of {height} x {width}", self.cells)
         step = len(images) if images.device.type != "cpu" else max(1, _BLOCK_PIXELS // (height * width))
         return torch.cat([self._coefficients(images[i : i + step]) for i in range(0, len(images), step)])
 
     def _coefficients(self, images: Tensor) -> Tensor:
-        # In double precision, as the differences within a cell can be far below the mean that is subtracted.
-        colours = _opponent_colours(images.double())
-        details = _detail_moduli(colours[:, 0].float(), self.levels, self.cells).flatten(1)
-        contrast = details.mean(dim=1, keepdim=True) > _ROUNDING
+        """Vectors of a few prepared images before whitening."""
+        details = _detail_moduli(images.mean(dim=1), self.levels, self.cells).flatten(1)
+        any_contrast = details.mean(dim=1, keepdim=True) > _ROUNDING
         details = details.sqrt()
         if self._has("contrast"):
-            details = torch.where(contrast, details, 0) / details.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            details = torch.where(any_contrast, details, 0) / details.norm(dim=1, keepdim=True).clamp_min(1e-30)
         if not self.color_weight:
             return details
+        # In double precision, as differences of colour can be far below the mean that is subtracted.
+        images = images.double()
         if self._has("brightness"):
-            colours[:, :1] = without_brightness(colours[:, :1])
-        colours[:, 1:] *= self.chroma
-        means = F.adaptive_avg_pool2d(colours, self.cells).flatten(1)
+            images = without_brightness(images)
+        colours = F.adaptive_avg_pool2d(images, self.cells).flatten(1)
         if self._has("contrast"):
-            means = unit_length(means)
-        return torch.cat([details, (means * self.color_weight).float()], dim=1)
+            colours = unit_length(colours)
+        return torch.cat([details, (colours * self.color_weight).float()], dim=1)
 
 
-def _opponent_colours(images: Tensor) -> Tensor:
-    """Luminance and two opponent colours (B, 3, H, W), or a copy of grey images."""
-    if images.shape[1] == 1:
-        return images.clone()
-    red, green, blue = images.unbind(1)
-    # Differences first, so that the opponent colours of grey pixels are exactly zero.
-    return torch.stack(
-        [
-            (red + blue + green) / math.sqrt(3),
-            (red - blue) / math.sqrt(2),
-            ((red - green) + (blue - green)) / math.sqrt(6),
-        ],
-        dim=1,
-    )
-
-
-def _detail_moduli(luminance: Tensor, levels: int, cells: int) -> Tensor:
+def _detail_moduli(images: Tensor, levels: int, cells: int) -> Tensor:
     """Mean moduli (B, 3 levels, cells, cells) of undecimated Haar details of images (B, H, W).
 
     Each level's box sums are made of the last level's, so the cost for each pixel is the same at all levels. Sums of
     two are the same in either order, so the details of a mirror image are exactly the mirrored ones.
     """
-    _, height, width = luminance.shape
+    _, height, width = images.shape
     margin = 2 ** (levels - 1)
-    boxes = luminance[:, _reflected(height, margin)][:, :, _reflected(width, margin)]
-    details = luminance.new_empty(len(luminance), 3, height + 1, width + 1)
+    boxes = images[:, _reflected(height, margin)][:, :, _reflected(width, margin)]
+    details = images.new_empty(len(images), 3, height + 1, width + 1)
     found = []
     for level in range(1, levels + 1):
         half = 2 ** (level - 1)
@@ -342,7 +323,7 @@ class _Whitening:
         return self.centre, self.axes, self.odd_axes
 
     @classmethod
-    def of(cls, raw: _Floats, shape: tuple[int, int, int], power: float, flip: bool) -> _Whitening:
+    def of(cls, raw: _Floats, shape: tuple[int, int, int], power: float, ridge: float, flip: bool) -> _Whitening:
         """The centre and axes of vectors (N, D); sums are in double precision and in fixed blocks, in one thread."""
         with threadpool_limits(1, "blas"):
             even, odd = _parts(raw[:1], shape, flip)
@@ -352,13 +333,12 @@ class _Whitening:
             centre = (total / len(raw)).astype(np.float32)
             covariance, odd_covariance = np.zeros((even.shape[1],) * 2), np.zeros((odd.shape[1],) * 2)
             for start in range(0, len(raw), _BLOCK_ROWS):
-                even, odd = (part.astype(np.float64) for part in _parts(raw[start : start + _BLOCK_ROWS], shape, flip))
-                even -= centre
-                covariance += even.T @ even
-                odd_covariance += odd.T @ odd
+                even, odd = _parts(raw[start : start + _BLOCK_ROWS], shape, flip)
+                covariance += _gram(even - centre)
+                odd_covariance += _gram(odd)
             variances, axes = _principal_axes(covariance / len(raw))
             odd_variances, odd_axes = _principal_axes(odd_covariance / len(raw))
-        floor = _FLOOR * (variances.sum() + odd_variances.sum()) / (len(variances) + len(odd_variances))
+        floor = ridge * (variances.sum() + odd_variances.sum()) / (len(variances) + len(odd_variances))
         return cls(
             shape,
             flip,
@@ -448,9 +428,9 @@ def _positive_integer(name: str, value: int) -> int:
     return int(value)
 
 
-def _bounded_number(name: str, value: float, most: float, must_be: str) -> float:
+def _number(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
-    if not (0 <= value <= most and math.isfinite(value)):
-        raise invalid(name, must_be, value)
+    if not 0 <= value < math.inf:
+        raise invalid(name, "a finite number of at least 0", value)
     return float(value)

@@ -13,9 +13,13 @@ import torch
 from tqdm.auto import tqdm
 
 from toolkit.distributed import on_rank_zero, world
-from toolkit.grouping import MergeTree, Representatives
-from toolkit.grouping.pairs import merge_tree_of_pairs, representatives_by_similarity
-from toolkit.grouping.spectral import spectral_groups
+from toolkit.grouping import (
+    MergeTree,
+    Representatives,
+    merge_tree_of_pairs,
+    representatives_by_similarity,
+    spectral_groups,
+)
 from toolkit.representations import Pixels
 from toolkit.selection.base import Candidates, fingerprint_of
 from toolkit.selection.budget import SCOPES, BudgetedSelector, optional_codes

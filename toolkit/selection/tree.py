@@ -17,7 +17,9 @@ from toolkit.selection.quota import QUOTAS, allocate
 from toolkit.selection.recut import Cut, MergeForest
 from toolkit.validation import check_choice, check_fraction, fraction_of, invalid
 
-#: How much deeper trees are grown than the last ones suggest, where groups of several labels are kept whole.
+#: Merges for each image that is to go, where groups of several labels are kept whole: enough for most data sets.
+_MIXED_MERGES = 1.7
+#: How much deeper trees are grown than the last ones suggest, where that was not enough.
 _MARGIN = 1.15
 
 
@@ -78,6 +80,9 @@ class TreeSelector(BudgetedSelector):
         depth = np.maximum(
             allocate(floor, sizes, low, available) - 1 - np.maximum(preferred - 1, 0), np.minimum(1, available)
         )
+        if codes is not None:
+            # Groups of several labels lose no image, so that more merges are needed than images are to go.
+            depth = np.maximum(available - (_MIXED_MERGES * (available - depth)).astype(np.int64), 1)
         trees = self._trees(vectors, images, depth)
         heights = [tree.heights[-1] if len(tree.heights) else 0.0 for tree in trees]
         if self.quota == "global" and trees:
