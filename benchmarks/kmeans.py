@@ -159,7 +159,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(whole(arguments.child)))
         return
-    results: dict[str, Any] = {"seed": SEED, "packages": versions("numba", "scikit-learn", "faiss-cpu")}
+    results: dict[str, Any] = {"seed": SEED, "packages": versions("numba", "scikit-learn")}
     results["whole"] = [in_new_processes(dtype, arguments.repeats) for dtype in ("uint8", "float32")]
     results["faiss"] = [faiss_iteration(2_000, arguments.repeats)]
     if arguments.full:

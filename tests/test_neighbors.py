@@ -92,7 +92,7 @@ def test_every_path_finds_what_brute_force_finds(path, dtype, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_path_for_two_sets(path, metric):
     x, y = blobs(700, 150, seed=2), blobs(2500, 150, seed=3)[:, ::-1] + 0.5
-    y[:600] = x[:600] + 1e-3
+    y[:600] = x[:600] + np.linspace(1e-3, 1e-2, 600)[:, None]
     between = everything(x, y, metric)
     for share in (1e-4, 0.01):
         check_pairs(x, between_values(between, share), y, metric)
@@ -101,10 +101,10 @@ def test_every_path_for_two_sets(path, metric):
     check_nearest(y, 3, x, metric)
 
 
-@pytest.mark.parametrize("n", [2, 3, 129, 400])
-@pytest.mark.parametrize("d", [1, 2, 5, 31, 33, 140, 700])
+@pytest.mark.parametrize("n", [2, 3, 129, 300])
+@pytest.mark.parametrize("d", [1, 2, 31, 33, 140])
 def test_shapes(n, d):
-    for seed in range(3):
+    for seed in range(2):
         x = blobs(n, d, seed)
         between = everything(x)
         check_pairs(x, 0.0)
@@ -432,6 +432,16 @@ def test_faiss_that_is_not_installed(monkeypatch):
         nearest_neighbors([[0.0], [1.0]], 1, index="Flat", device="cpu")
 
 
+@pytest.fixture
+def _one_torch_thread():
+    """On a busy machine, threads that wait for each other take most of the time of many small products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_torch_thread")
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("elements", [1 << 28, 1 << 12])
 def test_the_search_for_gpus_runs_on_any_device(elements, metric, monkeypatch):
@@ -545,6 +555,7 @@ def cifar(cifar_root):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_near_pairs_of_cifar10(cifar):
     found = near_pairs(cifar, 5.712 * 255)

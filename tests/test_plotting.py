@@ -337,6 +337,7 @@ def test_spectrum_with_its_gaps():
     np.testing.assert_allclose(large.get_ydata(), [1.0, 3.9])
     np.testing.assert_allclose(large.get_xdata(), [2.5, 4.5])
     assert len(small.get_ydata()) == 3
+    assert small.get_ydata()[0] < 0.1 / 2, "a gap of 0 lies below all others"
     assert below.get_ylim()[0] < small.get_ydata().min()
     assert [text.get_text() for text in below.texts] == ["2 gaps above 0.5"]
     assert above.get_title() == "Spectrum of the graph Laplacian: 4 groups"

@@ -547,9 +547,11 @@ def _report_leaks(datamodule: Any, test: Any, found: Leaks, folder: Path) -> Non
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    twins = found.twins
-    both = [labels["test_labels"], labels["train_labels"]]
-    differ = None if None in both else sum(str(both[0][i]) != str(both[1][found.nearest[i]]) for i in twins)
+    twins, similarity = found.twins, found.similarity
+    of_test, of_train = labels["test_labels"], labels["train_labels"]
+    differ = None
+    if of_test is not None and of_train is not None:
+        differ = sum(str(of_test[i]) != str(of_train[found.nearest[i]]) for i in twins)
     summary = {
         "test_images": len(found),
         "twins": len(twins),
@@ -557,19 +559,20 @@ def _report_leaks(datamodule: Any, test: Any, found: Leaks, folder: Path) -> Non
         "twins_with_another_label": differ,
     }
     files["summary"].write_text(json.dumps(summary, indent=1) + "\n")
-    shown = {"class_names": names, "labels": labels["test_labels"]}
     if len(twins):
         figure = plot_pairs(
             test.dataset,
             found.pairs(twins),
             train,
-            similarities=found.similarity[twins],
+            distances=found.distance[twins],
+            similarities=None if similarity is None else similarity[twins],
             similarity_name="SSIM",
-            other_labels=labels["train_labels"],
+            labels=of_test,
+            other_labels=of_train,
+            class_names=names,
             captions=("test", "train"),
             mirrored=found.mirrored[twins],
             title="Test images with a twin in the training set",
-            **shown,
         )
         files["picture: twins"] = folder / "twins.png"
         figure.savefig(files["picture: twins"], dpi=120)
@@ -578,8 +581,9 @@ def _report_leaks(datamodule: Any, test: Any, found: Leaks, folder: Path) -> Non
         test.dataset,
         lonely,
         distances=found.distance[lonely],
+        labels=of_test,
+        class_names=names,
         title="Test images least like the training set",
-        **shown,
     )
     files["picture: unlike all training images"] = folder / "isolated.png"
     figure.savefig(files["picture: unlike all training images"], dpi=120)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from toolkit import plotting
 from toolkit.insight import influential_pairs, most_isolated, near_duplicates
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 #: Images up to which all pairs are drawn: the matrix, the graph and the spectrum.
 _MAX_MATRIX = 2_000
 _DPI = 120
+#: Pairs found, from which those are shown that repeat no image.
+_MANY = 500
 
 Drawing = Callable[[], "Figure"]
 
@@ -135,9 +138,15 @@ def _of_vectors(
         return plotting.plot_isolated(images, found.indices, distances=found.distances, **shown)
 
     def influential() -> Figure:
-        found = influential_pairs(vectors, _mixed_groups(selection), shown["labels"], 20, metric=metric)
-        title = "Alike images with different labels"
-        return plotting.plot_pairs(images, found.pairs, distances=found.distances, title=title, **shown)
+        found = influential_pairs(vectors, _mixed_groups(selection), shown["labels"], _MANY, metric=metric)
+        few = _each_image_once(found.pairs)
+        return plotting.plot_pairs(
+            images,
+            found.pairs[few],
+            distances=found.distances[few],
+            title="Alike images with different labels",
+            **shown,
+        )
 
     def energy() -> Figure:
         found = representation.band_energy(vectors, representation.image_shape(dataset))
@@ -172,9 +181,16 @@ def _of_similarity(
         return plotting.plot_isolated(images, found.indices, similarities=found.similarities, **named)
 
     def influential() -> Figure:
-        found = influential_pairs(None, _mixed_groups(selection), shown["labels"], 20, similarity=matrix)
-        title = "Alike images with different labels"
-        return plotting.plot_pairs(images, found.pairs, similarities=found.similarities, title=title, **named)
+        found = influential_pairs(None, _mixed_groups(selection), shown["labels"], _MANY, similarity=matrix)
+        few = _each_image_once(found.pairs)
+        assert found.similarities is not None
+        return plotting.plot_pairs(
+            images,
+            found.pairs[few],
+            similarities=found.similarities[few],
+            title="Alike images with different labels",
+            **named,
+        )
 
     def spectrum() -> Figure:
         n_groups = len(np.unique(selection.group[selection.group >= 0]))
@@ -196,6 +212,17 @@ def _of_similarity(
     if len(selection.influential):
         drawings["influential.png"] = ("alike images with different labels", influential)
     return drawings
+
+
+def _each_image_once(pairs: npt.NDArray[np.int64]) -> list[int]:
+    """Which pairs to show, the first first, so that no image is shown twice."""
+    seen: set[int] = set()
+    chosen = []
+    for position, pair in enumerate(pairs.tolist()):
+        if seen.isdisjoint(pair):
+            seen.update(pair)
+            chosen.append(position)
+    return chosen
 
 
 def _mixed_groups(selection: Selection) -> Any:

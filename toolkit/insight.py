@@ -114,6 +114,7 @@ class Leaks:
         similarity: float32 of shape (M,), or None if none was asked for.
         mirrored: bool of shape (M,): it is the mirrored test image that is this close.
         twin: bool of shape (M,): close enough to count as the same picture.
+        by_distance: Whether distances, not similarities, tell how alike two images are where both are known.
 
     Example:
         >>> leaks = find_leaks([[0.0], [5.0]], [[5.1], [9.0], [0.0]], radius=0.5)
@@ -128,6 +129,7 @@ class Leaks:
     similarity: _Singles | None
     mirrored: npt.NDArray[np.bool_]
     twin: npt.NDArray[np.bool_]
+    by_distance: bool = False
 
     def __len__(self) -> int:
         """Number of test images."""
@@ -208,8 +210,8 @@ class Leaks:
         return rows
 
     def _by_likeness(self) -> _Ints:
-        """Test images, the highest similarity first where it is known, else the smallest distance."""
-        key = self.distance if self.similarity is None else -self.similarity
+        """Test images, the highest similarity first where it is known and decides, else the smallest distance."""
+        key = self.distance if self.similarity is None or self.by_distance else -self.similarity
         return np.argsort(key, kind="stable")
 
 

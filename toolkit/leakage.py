@@ -113,7 +113,7 @@ def _with_structure(found: Leaks, structure: Structure, mirrored: bool) -> Leaks
     if mirrored:
         other = structure(test, found.nearest, ~never)
         similarity, flipped = np.maximum(similarity, other), other > similarity
-    return replace(found, similarity=similarity.astype(np.float32), mirrored=flipped)
+    return replace(found, similarity=similarity.astype(np.float32), mirrored=flipped, by_distance=True)
 
 
 def mirror_images(view: EvaluationView) -> EvaluationView:

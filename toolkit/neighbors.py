@@ -357,7 +357,6 @@ def _each(items: Sequence[Any], work: Callable[[Any, int], None], progress: bool
         while not failed:
             with lock:
                 item = next(todo, None)
-                bar.update()
             if item is None:
                 return
             try:
@@ -365,6 +364,8 @@ def _each(items: Sequence[Any], work: Callable[[Any, int], None], progress: bool
             except BaseException:
                 failed = True
                 raise
+            with lock:
+                bar.update()
 
     with tqdm(total=len(items), disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(loop, worker) for worker in range(workers)]:
@@ -1270,7 +1271,8 @@ def _torch_neighbors(
         other, other_halves, norms = held if held is not None else load(theirs, begin, end)
         found = torch.addmm(other_halves, block, other.T, alpha=-1.0).add_(halves[:, None])
         if within:
-            rows = torch.arange(max(first, begin), min(first + len(block), end), device=device)
+            low, high = max(first, begin), min(first + len(block), end)
+            rows = torch.arange(low, max(low, high), device=device)
             found[rows - first, rows - begin] = torch.inf
         return found, float(norms.max())
 

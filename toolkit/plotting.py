@@ -601,7 +601,8 @@ def plot_spectrum(
     large = gaps > eigengap if eigengap is not None else np.zeros(len(gaps), np.bool_)
     # Gaps span many orders; those of copies are 0 and lie on the lower edge.
     positive = gaps[gaps > 0]
-    low = max(float(positive.min()), float(positive.max()) / 1e5) if len(positive) else 0.1
+    low = max(float(positive.min()), float(positive.max()) / 1e5) if len(positive) else 1.0
+    low = min(low, eigengap or low) / 3
     for chosen, color in ((~large, _BLUE), (large, _ORANGE)):
         below.plot(ranks[:-1][chosen] + 0.5, np.maximum(gaps[chosen], low), ".", color=color, markersize=5)
     high = max(float(gaps.max()), eigengap or 0.0, low)

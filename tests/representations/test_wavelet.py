@@ -7,12 +7,13 @@ import pytest
 import pywt
 import torch
 from PIL import Image
+from scipy.spatial.distance import cdist
 from torch.utils.data import Dataset, TensorDataset
 
 from toolkit.datamodules.images import ImageTensorDataset, collate_samples
 from toolkit.representations import EvaluationView, Pixels, Representation, WaveletCoefficients
 from toolkit.representations.feature_map import RandomAugmentationWarning
-from toolkit.representations.image_batches import centred, oriented
+from toolkit.representations.image_batches import centred
 from toolkit.representations.wavelet import MODES
 
 RNG = np.random.default_rng(0)
@@ -123,12 +124,29 @@ def test_flip_and_shift(width):
     np.testing.assert_allclose(both.vectors(mirrored), both.vectors(images), atol=1e-6)
 
 
-def test_invariances_only_move_pixels():
+def test_centring_only_moves_pixels():
     images = torch.rand(8, 3, 9, 10)
-    for function in (oriented, centred):
-        result = function(images)
-        assert torch.equal(function(result), result)
-        assert torch.equal(result.flatten(1).sort().values, images.flatten(1).sort().values)
+    result = centred(images)
+    assert torch.equal(centred(result), result)
+    assert torch.equal(result.flatten(1).sort().values, images.flatten(1).sort().values)
+
+
+@pytest.mark.parametrize("of", [pixels, wavelets])
+def test_overlooking_flips_keeps_lengths_and_loses_no_mirrored_pair(of):
+    images = RNG.random((30, 3, 16, 16)).astype(np.float32)
+    plain, mirrored, flip = of().vectors(images), of().vectors(images[..., ::-1]), of(invariance=("flip",))
+    vectors = flip.vectors(images)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.linalg.norm(plain, axis=1), rtol=1e-5)
+    nearer = np.minimum(cdist(plain, plain), cdist(plain, mirrored))
+    assert (cdist(vectors, vectors) <= nearer + 1e-5).all()
+    if of is wavelets:
+        slices = flip.band_slices((3, 16, 16))
+        assert [columns.stop - columns.start for columns in slices.values()] == [
+            2 * (columns.stop - columns.start) for columns in wavelets().band_slices((3, 16, 16)).values()
+        ]
+        assert sum(flip.band_energy(vectors, (3, 16, 16)).values()) == pytest.approx(
+            float((plain**2).sum(axis=1).mean()), rel=1e-4
+        )
 
 
 def test_grayscale_resize_and_max_size():

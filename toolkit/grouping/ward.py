@@ -35,8 +35,9 @@ _MAX_PAIRS = 8_000_000
 _MAX_DEGREE = 48.0
 #: With at most this many pairs of groups left, all of them are taken in one last round.
 _ALL_PAIRS = 1 << 20
-#: Where fewer pairs than this are expected per group, they are searched for with bounds, otherwise by products.
-_SPARSE_DEGREE = 4.0
+#: Where fewer pairs than this are expected per group and 64 features, they are searched for with bounds, otherwise by
+#: products, whose time grows with the features.
+_SPARSE_DEGREE = 1.0
 #: Rows of the sample from which the bound of a round is chosen.
 _SAMPLE_ROWS = 256
 #: Numbers of the matrix converted at a time.
@@ -244,7 +245,7 @@ class _Rounds:
         while True:
             bound, expected, rough = self._next_bound(degree)
             # Products in float32 are of no use where their rounding hides the distances that matter.
-            if not rough or expected <= _SPARSE_DEGREE * count:
+            if not rough or expected <= _SPARSE_DEGREE * count * max(4.0, self.vectors.shape[1] / 64):
                 pairs = self._find_sparse(bound, most)
                 if pairs is not None:
                     return pairs, bound
@@ -290,10 +291,10 @@ class _Rounds:
     def _choose(self, keys: _Matrix, degree: float) -> float:
         """The bound of a round from sampled keys."""
         count, n_rows = keys.shape
-        # Up to a bound that a share f of the groups have a neighbour within, f / 3 to f / 2 of them are merged. A further
-        # round costs more than some pairs too many.
+        # Up to a bound that a share f of the groups have a neighbour within, f / 3 to f / 2 of them are merged. A
+        # further round costs more than some pairs too many.
         missing = (self.wanted - self.done) / count
-        share = max(1.7 * missing, min(3.0 * missing, 0.3)) + 0.5 / n_rows
+        share = max(1.7 * missing, min(2.3 * missing, 0.3)) + 0.5 / n_rows
         known = keys.ravel()
         place = min(int(n_rows * min(degree, 1.5 * _MAX_PAIRS / count)), (count - 1) * n_rows - 1)
         bound = float(np.partition(known, place)[place])
@@ -316,7 +317,7 @@ class _Rounds:
             return None
         # The number of merges as a power of the bound.
         growth = math.log(self.bound / middle) / math.log(2.0)
-        return self.bound * (1.1 * self.wanted / self.done) ** growth
+        return float(self.bound * (1.1 * self.wanted / self.done) ** growth)
 
     def _find_sparse(self, bound: float, most: int) -> _Pairs | None:
         """All pairs up to a bound through the bounds of `near_pairs`, or None where there are too many."""

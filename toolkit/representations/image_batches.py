@@ -69,7 +69,10 @@ class ImageVectors(ABC):
 
     @abstractmethod
     def _coefficients(self, images: Tensor) -> Tensor:
-        """Vectors (B, D) of images (B, channels, H, W), before they are scaled to unit length where that is wanted."""
+        """Vectors (B, D) of images (B, channels, H, W), before they are scaled to unit length where that is wanted.
+
+        Where "flip" is to be overlooked, `folded` with those of the mirror images.
+        """
 
     @abstractmethod
     def _own_settings(self) -> dict[str, Any]:
@@ -142,8 +145,6 @@ class ImageVectors(ABC):
             images = without_brightness(images)
         if "shift" in self.invariance:
             images = centred(images)
-        if "flip" in self.invariance:
-            images = oriented(images)
         vectors = self._coefficients(images)
         return unit_length(vectors) if "contrast" in self.invariance else vectors
 
@@ -249,11 +250,14 @@ def unit_length(vectors: Tensor) -> Tensor:
     return (vectors * scale).to(vectors.dtype)
 
 
-def oriented(images: Tensor) -> Tensor:
-    """Each image or its mirror image, whichever is brighter on its right (as a moment about the middle)."""
-    columns = images.double().sum(dim=(1, 2))
-    ramp = torch.arange(images.shape[3], dtype=torch.float64, device=images.device) - (images.shape[3] - 1) / 2
-    return torch.where((columns @ ramp < 0)[:, None, None, None], images.flip(3), images)
+def folded(values: Tensor, mirrored: Tensor) -> Tensor:
+    """Values (B, D) of images and of their mirror images as one vector (B, 2 D) that is the same for either.
+
+    Half the sum is what mirroring leaves, half the difference only changes its sign, which the modulus drops. No choice
+    between the two has to be made, which would jump where it is close. As ||p| - |q|| <= min(|p - q|, |p + q|), two
+    vectors are no farther apart than the nearer of image and mirror image; lengths stay where mirroring keeps them.
+    """
+    return torch.cat([(values + mirrored) / 2, ((values - mirrored) / 2).abs()], dim=1)
 
 
 def centred(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from toolkit.representations.image_batches import ImageVectors
+from toolkit.representations.image_batches import ImageVectors, folded
 
 
 class Pixels(ImageVectors):
@@ -64,16 +65,21 @@ class Pixels(ImageVectors):
         )
 
     def _coefficients(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
+        values = images.flatten(1)
+        return folded(values, images.flip(3).flatten(1)) if "flip" in self.invariance else values
 
     def images(self, dataset: Any) -> npt.NDArray[np.float32]:
         """The images of a data set themselves, as float32 of shape (N, channels, H, W) in [0, 1].
+
+        Nothing of them is overlooked, whatever `invariance` says.
 
         Args:
             dataset: The images, as for `vectors`.
         """
         channels, height, width = self._prepared_shape(self.image_shape(dataset))
-        return self.vectors(dataset).reshape(-1, channels, height, width)
+        plain = copy.copy(self)
+        plain.invariance = ()
+        return plain.vectors(dataset).reshape(-1, channels, height, width)
 
     def _own_settings(self) -> dict[str, Any]:
         return {}

@@ -14,7 +14,7 @@ import pywt
 import torch
 from torch import Tensor
 
-from toolkit.representations.image_batches import ImageVectors
+from toolkit.representations.image_batches import ImageVectors, folded
 from toolkit.validation import check_choice, check_vectors, invalid
 
 __all__ = ["MODES", "WaveletCoefficients"]
@@ -43,7 +43,8 @@ class WaveletCoefficients(ImageVectors):
     ============  ======================================================================================================
     brightness    its mean over all pixels and channels is subtracted
     shift         it is moved by whole pixels, cyclically, so that its brightness is centred
-    flip          it is mirrored if its left half is the brighter one (by the first moment about the middle column)
+    flip          its coefficients c and those of its mirror image m become (c + m) / 2 and |c - m| / 2, band by band,
+                  so that vectors are twice as long, and no farther apart than the nearer of image and mirror image
     contrast      its vector, after bands and weights, is divided by its length, so that distances are
                   sqrt(2 (1 - cosine)); an image without any contrast has a vector of zeros
     ============  ======================================================================================================
@@ -186,13 +187,22 @@ class WaveletCoefficients(ImageVectors):
         levels = self._n_levels(*images.shape[2:])
         used = self._used(levels)
         # Details that are finer than any that is used still have to be passed through, but not kept.
-        low, details = self._transform_of(levels, images.device)(images)
-        named = {"approximation": low} | {f"detail_{level + 1}": band for level, band in enumerate(details)}
-        parts = [named[name].flatten(1) for name in used]
+        transform = self._transform_of(levels, images.device)
+        parts = self._parts(transform(images), used)
+        if "flip" in self.invariance:
+            mirrored = self._parts(transform(images.flip(3)), used)
+            parts = [folded(part, other) for part, other in zip(parts, mirrored, strict=True)]
         for i, name in enumerate(used):
             if name in self.band_weights:
                 parts[i] = parts[i] * self.band_weights[name]
         return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def _parts(transformed: Any, used: list[str]) -> list[Tensor]:
+        """The coefficients of each band that is used, (B, K) each."""
+        low, details = transformed
+        named = {"approximation": low} | {f"detail_{level + 1}": band for level, band in enumerate(details)}
+        return [named[name].flatten(1) for name in used]
 
     def _transform_of(self, levels: int, device: torch.device) -> Any:
         """pytorch-wavelets' transform, made once for each number of levels and device."""
@@ -226,7 +236,7 @@ class WaveletCoefficients(ImageVectors):
         sizes: list[int] = []
         for _ in range(self._n_levels(height, width)):
             height, width = (pywt.dwt_coeff_len(size, self._filters, self.mode) for size in (height, width))
-            sizes.append(height * width)
+            sizes.append(height * width * (2 if "flip" in self.invariance else 1))
         details = {f"detail_{level}": 3 * channels * sizes[level - 1] for level in range(len(sizes), 0, -1)}
         return {"approximation": channels * sizes[-1]} | details
 

@@ -35,7 +35,7 @@ class BudgetedSelector(BaseSelector):
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise TypeError(f"`{name}` must be a {'whole ' * (name == 'n_groups')}number, got {value!r}.")
         if name == "keep_fraction":
-            check_fraction("keep_fraction", value)
+            check_fraction("keep_fraction", float(value))
 
     def _classes(self, candidates: Candidates) -> npt.NDArray[np.int64]:
         """The class of each image within which it may be grouped, shape (N,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -188,4 +188,4 @@ class TreeSelector(BudgetedSelector):
 
 def rows_of(vectors: Vectors, images: npt.NDArray[np.int64]) -> Vectors:
     """The vectors of some images, in their order; without a copy where these are all."""
-    return vectors if len(images) == len(vectors) else cast("Vectors", vectors[images])
+    return vectors if len(images) == len(vectors) else vectors[images]

@@ -245,7 +245,7 @@ class WaveletSelector(TreeSelector):
         )  # fmt: skip
         if len(choice.columns) == n_columns:
             return vectors
-        return cast("Vectors", vectors[:, np.sort(choice.columns)])
+        return vectors[:, np.sort(choice.columns)]
 
     def _settled(
         self, vectors: Vectors, candidates: Candidates, forest: MergeForest, cut: Cut, n_kept: int | None
