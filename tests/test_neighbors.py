@@ -68,7 +68,7 @@ def check_nearest(x, k, y=None, metric="euclidean"):
     return found
 
 
-@pytest.fixture(params=["as chosen", "16", "48", "64", "all"])
+@pytest.fixture(params=["as chosen", "16", "64", "all"])
 def path(request, monkeypatch):
     """Each way through the search: few comparisons, axes with several widths, all dimensions."""
     if request.param != "as chosen":
@@ -81,9 +81,9 @@ def path(request, monkeypatch):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_path_finds_what_brute_force_finds(path, dtype, metric):
-    x = blobs(1300, 150, seed=1).astype(dtype)
+    x = blobs(1050, 100, seed=1).astype(dtype)
     between = everything(x, metric=metric)
-    for share in (1e-5, 0.001, 0.3):
+    for share in (1e-5, 0.1):
         check_pairs(x, between_values(between, share), metric=metric)
     for k in (1, 7):
         check_nearest(x, k, metric=metric)
@@ -157,7 +157,7 @@ def test_bytes_at_exactly_the_radius_on_every_path(path):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_distance_that_was_returned_is_a_radius_that_includes_its_pair(path, dtype, metric):
-    x = blobs(1100, 140, seed=6).astype(dtype)
+    x = blobs(1040, 80, seed=6).astype(dtype)
     nearest = nearest_neighbors(x, 1, metric=metric, device="cpu")
     for row in nearest.distances[:, 0].argsort()[[0, 5, 500]]:
         radius = nearest.distances[row, 0]
@@ -267,7 +267,7 @@ def test_one_row_and_no_pairs():
 
 @pytest.mark.parametrize("threads", [1, 5])
 def test_the_number_of_threads_changes_nothing(threads, monkeypatch, path):
-    x = blobs(1500, 150, seed=11).astype(np.float32)
+    x = blobs(1050, 80, seed=11).astype(np.float32)
     radius = between_values(everything(x), 0.01)
     pairs, nearest = near_pairs(x, radius), nearest_neighbors(x, 3, device="cpu")
     monkeypatch.setattr(neighbors, "_threads", lambda: threads)

@@ -106,7 +106,9 @@ def _plot_curve(selection: Selection, forest: MergeForest) -> Figure:
     thresholds, kept = forest.curve()
     reached = np.flatnonzero(kept == len(selection.kept))
     chosen = float(thresholds[reached[0]]) if len(reached) else None
-    what = "cosine dissimilarity" if forest.trees[0].metric == "cosine" else f"{forest.trees[0].linkage} distance"
+    tree = forest.trees[0]
+    kinds = {"cosine": "cosine dissimilarity", "precomputed": "1 - similarity", "euclidean": "distance"}
+    what = "Ward distance" if tree.linkage == "ward" else kinds[tree.metric]
     return plotting.plot_kept_fraction(
         thresholds,
         kept / len(selection),

@@ -130,7 +130,7 @@ def near_pairs(
     their squares below that, without any rounding); a pair at exactly `radius` is in. Cosine dissimilarities
     1 - <u, v> / (|u| |v|) are half the squared distance of the unit vectors, so that duplicates are at 0.
 
-    Memory beside the vectors is about 700 bytes a row, and at the peak 40 bytes a pair. Arrays of uint8, float32
+    Memory beside the vectors is up to about 2 KiB a row, and at the peak 40 bytes a pair. Arrays of uint8, float32
     and float64, memory maps too, are read in place; other types are converted first.
 
     Args:
@@ -367,7 +367,7 @@ def _each(items: Sequence[Any], work: Callable[[Any, int], None], progress: bool
             with lock:
                 bar.update()
 
-    with tqdm(total=len(items), disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
+    with tqdm(total=len(items), desc="comparing", unit="block", disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(loop, worker) for worker in range(workers)]:
             done.result()
 
@@ -1282,7 +1282,7 @@ def _torch_neighbors(
         best = np.lexsort((columns, exact))[:k]
         indices[row], distances[row] = columns[best], exact[best]
 
-    with full_precision(), torch.inference_mode(), tqdm(total=len(indices), disable=not progress) as bar:
+    with full_precision(), torch.inference_mode(), tqdm(total=len(indices), desc="searching", unit="row", disable=not progress) as bar:
         for first in range(0, len(ours.matrix), height):
             last = min(first + height, len(ours.matrix))
             block, halves, norms = load(ours, first, last)
@@ -1408,7 +1408,7 @@ def _search_index(
     total = index.ntotal
     found = np.empty((len(queries), k), np.int64)
     todo = np.arange(len(queries))
-    with tqdm(total=len(queries), disable=not progress) as bar:
+    with tqdm(total=len(queries), desc="searching", unit="row", disable=not progress) as bar:
         while True:
             if lists:
                 _set(faiss, index, "nprobe", min(nprobe, lists))

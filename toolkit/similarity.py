@@ -374,7 +374,7 @@ def pairwise_similarity(
     def fill(matrix: _Singles) -> None:
         n_left, n_right = matrix.shape
         total = n_left * (n_left + 1) // 2 if mirrored else n_left * n_right
-        with tqdm(total=total, unit="pair", disable=not progress) as bar:
+        with tqdm(total=total, desc="comparing", unit="pair", disable=not progress) as bar:
             for rows in _row_groups(n_left, n_right, batch_size):
                 # Pairs of several rows at a time, so that batches are full for short rows too.
                 i = np.repeat(rows, n_right)
@@ -638,7 +638,7 @@ def _tiles(
     # Full lanes waste nothing.
     size = max(_LANES, size - size % _LANES)
     total = len(first) * (len(first) - 1) // 2 if second is None else len(first) * len(other)
-    with tqdm(total=total, unit="pair", unit_scale=True, disable=not progress) as bar:
+    with tqdm(total=total, desc="comparing", unit="pair", unit_scale=True, disable=not progress) as bar:
         for row in range(0, len(first), size):
             prepared = _prepare(first, row, row + size, window)
             left = engine.left(prepared)

@@ -206,8 +206,9 @@ def test_nearest_of_any_dtype(dtype):
     np.testing.assert_array_equal(
         find_representatives(x, tree, "nearest").nodes, find_representatives(x.astype(float), tree, "nearest").nodes
     )
-    large = nearest_to_centre(x.astype(float) * 1e200, groups)
-    np.testing.assert_array_equal(large[0], nearest_to_centre(x, groups)[0])
+    large, distance = nearest_to_centre(x.astype(float) * 1e200, groups)
+    np.testing.assert_array_equal(large, nearest_to_centre(x, groups)[0])
+    assert np.isin(distance, [0.0, np.inf]).all()
 
 
 X = vectors(20, 3)

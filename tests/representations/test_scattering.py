@@ -171,16 +171,19 @@ def test_brightness_and_contrast_are_overlooked_where_asked():
             assert (apart < 1e-3 * scale) == same, (invariance, apart, scale)
 
 
-def test_small_shifts_move_vectors_less_than_those_of_wavelet_coefficients():
-    large = pictures(100, height=36, width=36)
-    here, there = large[:, :, 2:34, 2:34].copy(), large[:, :, 3:35, 1:33].copy()
+def test_shifted_images_are_found_more_often_than_by_wavelet_coefficients():
+    large = pictures(1000, height=38, width=38)
+    here, there = large[:, :, :32, :32].copy(), large[:300, :, 3:35, 3:35].copy()
 
-    def relative(representation):
-        vectors = representation.vectors(np.concatenate([here, there]))
-        return np.median(distances(vectors[:100], vectors[100:])) / np.median(distances(vectors[:99], vectors[1:100]))
+    def found(representation):
+        vectors = representation.vectors(np.concatenate([here, there])).astype(float)
+        similarity = vectors[1000:] @ vectors[:1000].T
+        return (similarity.argmax(axis=1) == np.arange(300)).mean()
 
-    coarsest = WaveletCoefficients(levels=2, bands=1, invariance=("brightness", "contrast"), progress=False)
-    assert relative(scattering()) < 0.6 * relative(coarsest)
+    invariance = ("brightness", "contrast")
+    coarsest = WaveletCoefficients(levels=2, bands=1, invariance=invariance, progress=False)
+    every = WaveletCoefficients(levels=2, invariance=invariance, progress=False)
+    assert found(scattering()) > 2 * max(found(coarsest), found(every))
 
 
 def test_fitted_sees_other_images_as_it_saw_its_own():

@@ -207,7 +207,7 @@ def nearest_to_centre(
 
     Returns:
         The representative of each group, int64 of shape (G,), and the distance of each vector to the representative of
-        its group, float32 of shape (N,).
+        its group, float32 of shape (N,), infinite beyond the range of that.
 
     Raises:
         ValueError: If `x` is not a finite matrix, if `groups` or `preferred` have another shape, or if `groups` has
@@ -258,7 +258,8 @@ def nearest_to_centre(
     for chunk in _chunks(len(images), matrix.shape[1]):
         ours = scaled[images[chunk]].astype(np.float64)
         ours -= scaled[representative[labels[images[chunk]]]]
-        distance[images[chunk]] = np.ldexp(np.sqrt(np.einsum("ij,ij->i", ours, ours)), -exponent)
+        with np.errstate(over="ignore"):
+            distance[images[chunk]] = np.ldexp(np.sqrt(np.einsum("ij,ij->i", ours, ours)), -exponent)
     return representative, distance
 
 

@@ -294,7 +294,7 @@ class _Rounds:
         # Up to a bound that a share f of the groups have a neighbour within, f / 3 to f / 2 of them are merged. A
         # further round costs more than some pairs too many.
         missing = (self.wanted - self.done) / count
-        share = max(1.7 * missing, min(2.3 * missing, 0.3)) + 0.5 / n_rows
+        share = max(1.7 * missing, min(2.6 * missing, 0.3)) + 0.5 / n_rows
         known = keys.ravel()
         place = min(int(n_rows * min(degree, 1.5 * _MAX_PAIRS / count)), (count - 1) * n_rows - 1)
         bound = float(np.partition(known, place)[place])

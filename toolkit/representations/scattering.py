@@ -38,8 +38,9 @@ class WaveletScattering(ImageVectors):
     """A representation of images by the strength of their edges and by their colours, cell by cell, whitened.
 
     This is first-order wavelet scattering with the Haar wavelet, beside coarse colours. Averaged moduli of details
-    change little under shifts of a few pixels, crops and compression, which wavelet coefficients do not withstand;
-    whitening then gives less weight to what most images of a data set have in common. The steps, for pixels in [0, 1]:
+    depend less on exact positions than wavelet coefficients do; whitening then gives less weight to what most images of
+    a data set have in common. So images shifted by a pixel or two are still nearer to each other than to any other,
+    more often than by wavelet coefficients; by four pixels of 32, they mostly are not. The steps, for pixels in [0, 1]:
 
     1. Detail: the horizontal, vertical and diagonal details of the undecimated Haar transform of the mean of the
        channels, levels 1 to `levels`, at all (H + 1) x (W + 1) corners of pixels, the image continued by reflection at
@@ -56,7 +57,7 @@ class WaveletScattering(ImageVectors):
     name          what is done
     ============  ======================================================================================================
     brightness    the mean over all pixels and channels of an image is subtracted before step 2
-    shift         nothing more: shifts that are small beside a cell are overlooked in any case
+    shift         nothing more: shifts that are small beside a cell change vectors little in any case
     flip          an image and its mirror image get the same vector, see below
     contrast      the lengths are divided by in steps 3 and 4, so that distances are sqrt(2 (1 - cosine)); without it,
                   only the factor `color_weight` is left of step 3. A part without any contrast, as both are for a
