@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from toolkit.validation import check_choice, check_vectors, invalid
 
-__all__ = ["METRICS", "NearPairs", "Neighbors", "near_pairs", "nearest_neighbors"]
+__all__ = ["METRICS", "NearPairs", "Neighbors", "TooManyPairsError", "near_pairs", "nearest_neighbors"]
 
 #: Dissimilarities offered.
 METRICS = ("euclidean", "cosine")
@@ -87,6 +87,10 @@ def _kernel(function: _F) -> _F:
     except RuntimeError:
         # No folder to keep compiled code in can be written to: it is compiled anew in every process.
         return cast("_F", numba.njit(**options)(function))
+
+
+class TooManyPairsError(ValueError):
+    """More pairs lie within a radius than may be held."""
 
 
 class NearPairs(NamedTuple):
@@ -146,7 +150,8 @@ def near_pairs(
 
     Raises:
         ValueError: If the vectors are not finite matrices of the same width or have zero rows under the cosine, if
-            `radius` is negative or NaN, if `metric` is unknown, or if there are more than `max_pairs` pairs.
+            `radius` is negative or NaN, if `metric` is unknown, or (as `TooManyPairsError`) if there are more than
+            `max_pairs` pairs.
         TypeError: If the vectors are not real numbers, `radius` is not a number or `max_pairs` not an integer.
 
     References:
@@ -167,7 +172,7 @@ def near_pairs(
     ours = _Rows.of(x, "x", metric)
     theirs = ours if y is None else _Rows.of(y, "y", metric)
     ours, theirs = _matched(ours, theirs)
-    too_many = ValueError(
+    too_many = TooManyPairsError(
         f"`max_pairs` must be at least the number of pairs, got {max_pairs} and more pairs than that within {radius:g}."
         " Choose a smaller `radius`, or a larger `max_pairs` where memory allows 40 bytes a pair."
     )
@@ -367,7 +372,8 @@ def _each(items: Sequence[Any], work: Callable[[Any, int], None], progress: bool
             with lock:
                 bar.update()
 
-    with tqdm(total=len(items), desc="comparing", unit="block", disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
+    shown = tqdm(total=len(items), desc="comparing", unit="block", disable=not progress)
+    with shown as bar, ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(loop, worker) for worker in range(workers)]:
             done.result()
 
@@ -1282,7 +1288,8 @@ def _torch_neighbors(
         best = np.lexsort((columns, exact))[:k]
         indices[row], distances[row] = columns[best], exact[best]
 
-    with full_precision(), torch.inference_mode(), tqdm(total=len(indices), desc="searching", unit="row", disable=not progress) as bar:
+    shown = tqdm(total=len(indices), desc="searching", unit="row", disable=not progress)
+    with full_precision(), torch.inference_mode(), shown as bar:
         for first in range(0, len(ours.matrix), height):
             last = min(first + height, len(ours.matrix))
             block, halves, norms = load(ours, first, last)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from toolkit.grouping.linkage import MergeTree, _kernel, _small_integers, _threads, merge_tree
 from toolkit.grouping.ward import _chunks, _scaled
-from toolkit.neighbors import near_pairs
+from toolkit.neighbors import TooManyPairsError, near_pairs
 from toolkit.validation import check_choice, check_vectors, invalid
 
 __all__ = ["STARTS", "KMeans", "kmeans"]
@@ -371,7 +371,7 @@ class _Lloyd:
                     # A little more, so that rounding loses none.
                     radius = math.sqrt(limit) * (1.0 + 1e-9)
                     found = near_pairs(self.x[images[some[near]]], radius, self.x[members], max_pairs=_MAX_PAIRS)
-                except ValueError:
+                except TooManyPairsError:
                     continue
                 place, column = some[near][found.pairs[:, 0]], found.pairs[:, 1]
                 inside = found.distances * found.distances <= best[place] * (1.0 + 1e-9)

