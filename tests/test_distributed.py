@@ -105,3 +105,17 @@ def test_rows_are_gathered_in_order(size, tmp_path):
     ]
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * size, errors
+
+
+def test_selectors_without_a_model_choose_alike_on_one_process_and_two(tmp_path):
+    script = SCRIPT.parent / "select_on_ranks.py"
+    for size in (2, 1):
+        processes = [
+            subprocess.Popen([sys.executable, script, tmp_path, str(rank), str(size)], stderr=subprocess.PIPE)
+            for rank in range(size)
+        ]
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * size, errors
+    first, second, alone = written(tmp_path, 0, 2), written(tmp_path, 1, 2), written(tmp_path, 0, 1)
+    assert first == second == alone
+    assert all(len(set(status)) > 1 for status, _, _ in alone.values()), "something was removed by each"

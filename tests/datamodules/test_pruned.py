@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from toolkit import FeatureExtractor, RandomSelector, Selection, SemanticSelector
+from toolkit import FeatureExtractor, RandomSelector, Selection, SemanticSelector, WaveletSelector
 from toolkit.datamodules import PrunedDataModule
 
 
@@ -605,3 +605,28 @@ def test_half_precision_training_takes_features_in_float32(tmp_path):
     datamodule = PrunedDataModule(Data(), semantic(copy.deepcopy(model)))
     trainer(tmp_path, precision="bf16-true").fit(model, datamodule=datamodule)
     assert len(datamodule.selection.kept) == 36
+
+
+def test_views_are_of_the_training_images_or_of_a_loaders():
+    datamodule = PrunedDataModule(Data(), RandomSelector(0.5), cache=False)
+    datamodule.setup("fit")
+    training = datamodule.evaluation_view()
+    assert len(training) == 48, "also those that are removed"
+    assert torch.equal(training.load([3, 5])[0], datamodule.datamodule.dataset.tensors[0][[3, 5]])
+    other = tensors(n=10, seed=1)
+    loader = DataLoader(other, batch_size=4, collate_fn=double_collate)
+    for given in (loader, [loader], [[loader], DataLoader(tensors())]):
+        view = datamodule.evaluation_view(given)
+        assert view.dataset is other
+        assert view.collate_fn is double_collate
+
+
+def test_wavelets_prune_a_data_module():
+    x, y = tensors().tensors
+    twins = TensorDataset(torch.cat([x, (x + 0.01).clamp(0, 1)]), torch.cat([y, y]))
+    datamodule = PrunedDataModule(Data(twins), WaveletSelector(0.5, progress=False), cache=False)
+    datamodule.setup("fit")
+    kept = datamodule.selection.kept
+    assert len(kept) == 48
+    assert set(kept % 48) == set(range(48)), "one of each pair"
+    assert len(loader_of(datamodule).dataset) == 48
