@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -137,7 +139,8 @@ def test_errors(call, match):
 
 
 @pytest.mark.data
-def test_published_weights_score_what_they_should(data_folder, cifar_root):
+@pytest.mark.parametrize(("n_images", "wanted"), [(2_000, 1_854), pytest.param(10_000, 9_263, marks=pytest.mark.slow)])
+def test_published_weights_score_what_they_should(data_folder, cifar_root, n_images, wanted):
     from toolkit.datamodules.cifar import CIFAR10DataModule
 
     network = resnet32()
@@ -149,6 +152,6 @@ def test_published_weights_score_what_they_should(data_folder, cifar_root):
         data.setup("test")
     right = 0
     with torch.inference_mode():
-        for images, labels in data.test_dataloader():
+        for images, labels in islice(data.test_dataloader(), n_images // 500):
             right += int((network(data.evaluation_transform(images)).argmax(1) == labels).sum())
-    assert right == pytest.approx(9_263, abs=2)  # rounding differs between processors
+    assert right == pytest.approx(wanted, abs=2)  # rounding differs between processors
