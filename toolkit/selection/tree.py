@@ -80,7 +80,9 @@ class TreeSelector(BudgetedSelector):
         depth = np.maximum(
             allocate(floor, sizes, low, available) - 1 - np.maximum(preferred - 1, 0), np.minimum(1, available)
         )
-        if codes is not None:
+        # A number of groups or a threshold says itself how deep to go.
+        counts_images = self.keep_fraction is not None or self.tree_floor is not None
+        if codes is not None and counts_images:
             # Groups of several labels lose no image, so that more merges are needed than images are to go.
             depth = np.maximum(available - (_MIXED_MERGES * (available - depth)).astype(np.int64), 1)
         trees = self._trees(vectors, images, depth)
@@ -92,7 +94,8 @@ class TreeSelector(BudgetedSelector):
         if self.threshold is not None:
             trees = self._extended(vectors, images, trees, self.threshold)
         if codes is not None:
-            trees, floor = self._deepened(vectors, candidates, images[0], trees[0], codes, floor)
+            to_lose = len(images[0]) - floor if counts_images else 0
+            trees, floor = self._deepened(vectors, candidates, images[0], trees[0], codes, to_lose)
         held = candidates.preferred
         representatives = [
             find_representatives(rows_of(vectors, i), tree, rule=self.representative, preferred=held[i], seed=self.seed)
@@ -109,13 +112,13 @@ class TreeSelector(BudgetedSelector):
         images: npt.NDArray[np.int64],
         tree: MergeTree,
         codes: npt.NDArray[np.int64],
-        floor: int,
+        to_lose: int,
     ) -> tuple[list[MergeTree], int]:
-        """The tree of all images, deep enough to leave `floor` of them although groups of several labels lose none.
+        """The tree of all images, deep enough to lose some of them although groups of several labels lose none.
 
-        Where no tree goes down that far, the floor is what the deepest one reaches.
+        Returns:
+            The tree (the complete one, where no tree goes down that far), and the fewest images that it leaves.
         """
-        to_lose = len(images) - floor
         while True:
             forest = MergeForest(
                 len(codes),
@@ -125,15 +128,15 @@ class TreeSelector(BudgetedSelector):
                 np.array([len(codes)]),
                 candidates.preferred,
                 "proportional",
-                floor,
+                0,
                 codes,
             )
             fewest = forest.fewest()
             lost = len(images) - fewest
             if lost >= to_lose or tree.n_merges == len(images) - 1:
-                return [tree], max(floor, fewest)
+                return [tree], fewest
             # As many merges as would do if they went on to save as many images each, but at least half as many again.
-            wanted = max(_MARGIN * tree.n_merges * to_lose / max(lost, 1), 1.5 * tree.n_merges)
+            wanted = max(_MARGIN * tree.n_merges * to_lose / max(lost, 1), 1.5 * tree.n_merges + 1)
             tree = self._tree(rows_of(vectors, images), n_groups=max(1, len(images) - int(wanted)))
 
     def _cut(self, forest: MergeForest, n_kept: int | None) -> Cut:
