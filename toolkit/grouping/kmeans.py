@@ -81,8 +81,8 @@ def kmeans(
 
     The default start, the groups of Ward's tree, ends in far better groups than the others where there are nearly as
     many groups as vectors: 4,700 groups of 5,000 CIFAR-10 images have an objective of 7,213 and nothing moves, where
-    k-means++ ends at 8,516 and random vectors at 18,035, as both merge vectors with whatever happens to be nearest. With
-    few groups Ward's tree is the costly part; k-means++ is the usual choice there.
+    k-means++ ends at 8,516 and random vectors at 18,035, as both merge vectors with whatever happens to be nearest.
+    With few groups Ward's tree is the costly part; k-means++ is the usual choice there.
 
     Args:
         x: Vectors of shape (N, D), any real dtype; read in chunks.

@@ -1048,6 +1048,46 @@ def _chain_complete(count: int, first: Any, second: Any) -> Any:
 
 
 @_kernel
+def _nearest_edge(
+    a: int, before: int, starts: Any, sizes: Any, edges: Any, value: Any, either: Any, following: Any, last: Any
+) -> Any:
+    """The edge of group `a` with the lowest value, and the group at its other end; -1 where it has none left.
+
+    Ties go to the group `before` in the chain, then to the lower number. Edges that are gone leave the lists.
+    """
+    best = -1
+    nearest = -1
+    part = a
+    previous = -1
+    while part >= 0:
+        kept = starts[part]
+        for p in range(starts[part], starts[part] + sizes[part]):
+            e = edges[p]
+            if value[e] >= 0:
+                edges[kept] = e
+                kept += 1
+                c = either[e] ^ a
+                # The one before wins a tie, or the chain could go round in circles.
+                if (
+                    best < 0
+                    or value[e] < value[best]
+                    or (value[e] == value[best] and nearest != before and (c == before or c < nearest))
+                ):
+                    best = e
+                    nearest = c
+        sizes[part] = kept - starts[part]
+        after = following[part]
+        if sizes[part] == 0 and previous >= 0:
+            following[previous] = after
+            if after < 0:
+                last[a] = previous
+        else:
+            previous = part
+        part = after
+    return best, nearest
+
+
+@_kernel
 def _chain_average(keys: Any, first: Any, second: Any, limit: float, exact: Any, spread: Any, weight: Any) -> Any:
     """Average linkage on the graph of pairs within the limit: (lower group, higher group, height) of every merge.
 
@@ -1083,35 +1123,7 @@ def _chain_average(keys: Any, first: Any, second: Any, limit: float, exact: Any,
             continue
         a = chain[length - 1]
         before = chain[length - 2] if length > 1 else -1
-        best = -1
-        nearest = -1
-        part = a
-        previous = -1
-        while part >= 0:
-            kept = starts[part]
-            for p in range(starts[part], starts[part] + sizes[part]):
-                e = edges[p]
-                if value[e] >= 0:
-                    edges[kept] = e
-                    kept += 1
-                    c = either[e] ^ a
-                    # The one before wins a tie, or the chain could go round in circles.
-                    if (
-                        best < 0
-                        or value[e] < value[best]
-                        or (value[e] == value[best] and nearest != before and (c == before or c < nearest))
-                    ):
-                        best = e
-                        nearest = c
-            sizes[part] = kept - starts[part]
-            after = following[part]
-            if sizes[part] == 0 and previous >= 0:
-                following[previous] = after
-                if after < 0:
-                    last[a] = previous
-            else:
-                previous = part
-            part = after
+        best, nearest = _nearest_edge(a, before, starts, sizes, edges, value, either, following, last)
         if best < 0:
             length -= 1
             continue

@@ -23,6 +23,7 @@ from toolkit.grouping.linkage import (
     _labels_after,
     _lists,
     _Merges,
+    _nearest_edge,
     _number_nodes,
     _sweep,
     _threads,
@@ -501,35 +502,7 @@ def _chain_ward(keys: Any, first: Any, second: Any, limit: float, centres: Any, 
             continue
         a = chain[length - 1]
         before = chain[length - 2] if length > 1 else -1
-        best = -1
-        nearest = -1
-        part = a
-        previous = -1
-        while part >= 0:
-            kept = starts[part]
-            for p in range(starts[part], starts[part] + sizes[part]):
-                e = edges[p]
-                if value[e] >= 0:
-                    edges[kept] = e
-                    kept += 1
-                    c = either[e] ^ a
-                    # The one before wins a tie, or the chain could go round in circles.
-                    if (
-                        best < 0
-                        or value[e] < value[best]
-                        or (value[e] == value[best] and nearest != before and (c == before or c < nearest))
-                    ):
-                        best = e
-                        nearest = c
-            sizes[part] = kept - starts[part]
-            after = following[part]
-            if sizes[part] == 0 and previous >= 0:
-                following[previous] = after
-                if after < 0:
-                    last[a] = previous
-            else:
-                previous = part
-            part = after
+        best, nearest = _nearest_edge(a, before, starts, sizes, edges, value, either, following, last)
         if best < 0:
             length -= 1
             continue
