@@ -18,7 +18,6 @@ import argparse
 import csv
 import os
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import peak_mib, write_results
+from common import cifar10, peak_mib, write_results
 
 from toolkit.representations import EvaluationView, FeatureExtractor, Pixels, WaveletCoefficients, WaveletScattering
 
@@ -43,20 +42,7 @@ _PASSED = 0.9
 
 def load(root: str, train: bool) -> npt.NDArray[np.uint8]:
     """CIFAR-10's images, of shape (N, 3, 32, 32)."""
-    from torchvision.datasets import CIFAR10
-
-    class Unchecked(CIFAR10):
-        """Without the checks of sums, which repacked files do not pass, and without the names of the classes."""
-
-        def _check_integrity(self) -> bool:
-            return True
-
-        def _load_meta(self) -> None:
-            return
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision reads pickles in a way that NumPy warns of
-        return np.ascontiguousarray(Unchecked(root, train=train).data.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(cifar10(root, train).data.transpose(0, 3, 1, 2))
 
 
 def listed_pairs(path: Path) -> tuple[Ints, Ints, Ints]:

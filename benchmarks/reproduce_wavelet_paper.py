@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import peak_mib, write_results
+from common import cifar10, peak_mib, write_results
 
 from toolkit import SSIMSelector, WaveletCoefficients
 from toolkit.insight import find_leaks_by_similarity, least_similar_pairs, near_duplicates
@@ -64,15 +64,7 @@ def of_fish(path: str) -> list[tuple[str, Any, Any]]:
 
 def of_cifar10(root: str) -> list[tuple[str, Any, Any]]:
     """What the paper says of CIFAR-10 as a matrix of pixels, and what bounds on its condition number leave of it."""
-    from torchvision.datasets import CIFAR10
-
-    class Unchecked(CIFAR10):
-        """Files put together anew have other checksums."""
-
-        def _check_integrity(self) -> bool:
-            return True
-
-    pixels = Unchecked(root, train=True).data.transpose(0, 3, 1, 2)
+    pixels = cifar10(root, train=True).data.transpose(0, 3, 1, 2)
     coefficients = WaveletCoefficients("db1", levels=1, progress=False).vectors(np.ascontiguousarray(pixels))
     everything = independent_columns(coefficients, 1e5)
     rows: list[tuple[str, Any, Any]] = [

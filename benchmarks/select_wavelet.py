@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import peak_mib, write_results
+from common import cifar10, peak_mib, write_results
 
 COMMANDS = {
     "select cifar10_wavelet": ("toolkit.select", "cifar10_wavelet.yaml"),
@@ -69,15 +69,8 @@ def run(module: str, config: str, root: str) -> dict[str, Any]:
 def cleanvision(root: str) -> dict[str, Any]:
     """The time that cleanvision takes to look for exact and near duplicates, and how many images it flags."""
     from cleanvision import Imagelab
-    from torchvision.datasets import CIFAR10
 
-    class Unchecked(CIFAR10):
-        """Files put together anew have other checksums."""
-
-        def _check_integrity(self) -> bool:
-            return True
-
-    lab = Imagelab(torchvision_dataset=Unchecked(root, train=True))
+    lab = Imagelab(torchvision_dataset=cifar10(root, train=True))
     start = time.perf_counter()
     lab.find_issues({"near_duplicates": {}, "exact_duplicates": {}}, n_jobs=os.cpu_count())
     seconds = time.perf_counter() - start
