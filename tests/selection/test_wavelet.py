@@ -231,5 +231,20 @@ def test_the_fingerprint_tells_settings_apart():
     assert SemanticSelector(np.ones((3, 2)), 0.9).fingerprint() not in prints
 
 
+def test_what_made_a_selection_is_written_with_it(tmp_path):
+    x, labels = blobs()
+    given = selector(0.9, features=x).select(labels=labels)
+    assert Selection.load(given.save(tmp_path)).config["features"] == "ndarray"
+    plain = selector(0.5, wavelet="haar", bands=("approximation",), band_weights={"approximation": 2.0}).select(
+        images()
+    )
+    config = Selection.load(plain.save(tmp_path)).config
+    assert (config["wavelet"], config["bands"], config["band_weights"]) == (
+        "haar",
+        ["approximation"],
+        {"approximation": 2.0},
+    )
+
+
 def test_statuses_of_saved_selections_keep_their_codes():
     assert STATUSES == ("kept", "redundant", "outlier", "random", "excluded", "influential")

@@ -177,6 +177,19 @@ class WaveletSelector(TreeSelector):
             progress=self.progress,
         )
 
+    def config(self) -> dict[str, Any]:
+        """The selector's class and settings as plain values, those of the representation among them."""
+        if self.features is not None:
+            return {**super().config(), "features": type(self.features).__name__}
+        names = ("wavelet", "levels", "mode", "bands", "band_weights", "invariance", "resize", "max_size", "grayscale")
+        plain = {name: getattr(self, name) for name in names}
+        for name, value in plain.items():
+            if isinstance(value, Mapping):
+                plain[name] = dict(value)
+            elif isinstance(value, (tuple, list)):
+                plain[name] = list(value)
+        return {**super().config(), **plain}
+
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
         super().check()
