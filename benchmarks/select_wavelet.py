@@ -1,11 +1,11 @@
 """Choosing among CIFAR-10's 50,000 training images without a model: whole commands, images to files and pictures.
 
-    python benchmarks/select_wavelet.py --root ROOT_OF_CIFAR10 [--cleanvision]
+    python benchmarks/select_wavelet.py --root ROOT_OF_CIFAR10 [--parts commands cleanvision] [--output FILE]
 
 ROOT holds `cifar-10-batches-py`. Runs `toolkit.select` with the configs `cifar10_wavelet` and `cifar10_wavelet_paper`,
 and `toolkit.leaks` with the first, each in a process of its own with an empty cache folder; what is compiled once for
-an installation is compiled before. With `--cleanvision` (which has to be installed) its search for near-duplicates is
-timed on the same images.
+an installation is compiled before. The part `cleanvision` (which has to be installed, maybe in an environment of its
+own) times its search for near-duplicates on the same images.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cleanvision", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=("commands", "cleanvision"), default=["commands"])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "select_wavelet.json")
     options = parser.parse_args()
     results: dict[str, Any] = {}
-    for title, (module, config) in COMMANDS.items():
+    for title, (module, config) in COMMANDS.items() if "commands" in options.parts else ():
         run(module, config, options.root)
         runs = [run(module, config, options.root) for _ in range(options.repeats)]
         seconds = [one["seconds"] for one in runs]
         results[title] = {**runs[0], "seconds": statistics.median(seconds), "all_seconds": seconds}
         print(title, {name: value for name, value in results[title].items() if name != "files"}, flush=True)
-    if options.cleanvision:
+    if "cleanvision" in options.parts:
         results["cleanvision"] = cleanvision(options.root)
         print("cleanvision", results["cleanvision"])
     write_results(options.output, results)
