@@ -10,6 +10,7 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -49,18 +50,11 @@ def cifar10(root: str, train: bool) -> Any:
     """CIFAR-10 as a torchvision data set, from ROOT with `cifar-10-batches-py`, whatever its files' checksums."""
     from torchvision.datasets import CIFAR10
 
-    class Unchecked(CIFAR10):
-        """Without the checks of sums, which repacked files do not pass, and without the names of the classes."""
-
-        def _check_integrity(self) -> bool:
-            return True
-
-        def _load_meta(self) -> None:
-            return
-
-    with warnings.catch_warnings():
+    # Without the checks of sums, which repacked files do not pass, and without the names of the classes.
+    unchecked = mock.patch.multiple(CIFAR10, _check_integrity=lambda self: True, _load_meta=lambda self: None)
+    with warnings.catch_warnings(), unchecked:
         warnings.simplefilter("ignore")  # torchvision reads pickles in a way that NumPy warns of
-        return Unchecked(root, train=train)
+        return CIFAR10(root, train=train)
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
