@@ -11,11 +11,9 @@ from scipy.spatial.distance import cdist
 
 from toolkit import insight
 from toolkit.insight import (
-    band_energy,
     find_leaks,
     find_leaks_by_similarity,
     influential_pairs,
-    kept_fraction,
     least_similar_pairs,
     most_isolated,
     near_duplicates,
@@ -278,31 +276,6 @@ def test_the_table_of_leaks_is_a_file(tmp_path):
         leaks.table(train_ids=["t"])
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_energy_by_band():
-    x = np.random.default_rng(16).normal(size=(50, 12))
-    bands = {"coarse": slice(0, 4), "fine": [7, 5, 11], "rest": np.array([4, 6])}
-    found = band_energy(x.astype(np.float32), bands)
-    expected = [(x[:, columns] ** 2).sum(axis=1).mean() for columns in bands.values()]
-    assert found.names == ["coarse", "fine", "rest"]
-    np.testing.assert_allclose(found.energy, expected, rtol=1e-6)
-    np.testing.assert_allclose(found.share, np.array(expected) / sum(expected), rtol=1e-6)
-    assert band_energy(np.zeros((2, 3)), {"all": slice(None)}).share.tolist() == [0]
-
-
-def test_kept_fraction_follows_the_cuts_of_a_tree():
-    from toolkit.grouping import merge_tree
-
-    x = np.concatenate([vectors(40, 3, seed=17), vectors(40, 3, seed=17)[:6]])
-    tree = merge_tree(x, metric="euclidean")
-    thresholds, fraction = kept_fraction(tree.heights, 46)
-    assert thresholds[0] == 0
-    for threshold, kept in zip(thresholds, fraction, strict=True):
-        assert kept == pytest.approx((46 - (tree.heights <= threshold).sum()) / 46)
-        assert len(np.unique(tree.cut(threshold=float(threshold)))) == pytest.approx(46 * kept)
-    assert kept_fraction([], 3).fraction.tolist() == [1]
-
-
 def test_inputs_are_not_changed():
     x, s = vectors(20, 3), similarities(20)
     x.setflags(write=False)
@@ -357,11 +330,6 @@ CROOKED[2, 1] += 0.25
         (lambda: find_leaks_by_similarity([[1.0]], mirrored_similarity=[[1.0, 0.5]]), "`mirrored_similarity` must be"),
         (lambda: find_leaks([[0.0]], [[1.0]]).isolated(0), "`n` must be 1 or more"),
         (lambda: least_similar_pairs(CROOKED), "`similarity` must be symmetric"),
-        (lambda: band_energy([[1.0]], {}), "`bands` must be at least one band"),
-        (lambda: band_energy([[1.0]], {"a": slice(1, 2)}), "`bands` must be columns out of 1, got .* for 'a'"),
-        (lambda: band_energy([[1.0]], {"a": [3]}), "`bands` must be columns out of 1"),
-        (lambda: kept_fraction([-1.0], 3), "`heights` must be a vector of numbers that are 0 or more"),
-        (lambda: kept_fraction([1.0, 2.0], 2), "`n_images` must be larger than 2, the number of merges, got 2"),
     ],
 )
 def test_errors(call, message):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,16 +19,12 @@ from toolkit.neighbors import near_pairs, nearest_neighbors
 from toolkit.validation import check_choice, check_vectors, invalid
 
 __all__ = [
-    "BandEnergy",
     "Isolated",
-    "KeptFraction",
     "Leaks",
     "Pairs",
-    "band_energy",
     "find_leaks",
     "find_leaks_by_similarity",
     "influential_pairs",
-    "kept_fraction",
     "least_similar_pairs",
     "most_isolated",
     "near_duplicates",
@@ -76,32 +72,6 @@ class Isolated(NamedTuple):
     nearest: _Ints
     distances: _Floats
     similarities: _Floats | None = None
-
-
-class BandEnergy(NamedTuple):
-    """Energy of wavelet coefficients by band.
-
-    Args:
-        names: The bands, in the order given.
-        energy: float64 of shape (B,): sum of squared coefficients of the band, mean over the images.
-        share: float64 of shape (B,): the energy as a share of the sum over these bands, 0 where all of them are empty.
-    """
-
-    names: list[str]
-    energy: _Floats
-    share: _Floats
-
-
-class KeptFraction(NamedTuple):
-    """The share of images that stays, for every threshold at which it changes.
-
-    Args:
-        thresholds: float64 of shape (T,), ascending: heights of merges.
-        fraction: float64 of shape (T,): groups left when all merges up to the threshold are done, over the images.
-    """
-
-    thresholds: _Floats
-    fraction: _Floats
 
 
 @dataclass(frozen=True)
@@ -545,78 +515,6 @@ def least_similar_pairs(similarity: npt.ArrayLike, n: int = 10) -> Pairs:
     matrix = _vectors_or_similarity(None, similarity, "euclidean")
     pairs, values = _lowest(_upper_triangle(matrix, n, -np.inf, sign=-1), n)
     return Pairs(pairs, 1 - values, values)
-
-
-def band_energy(coefficients: npt.ArrayLike, bands: Mapping[str, slice | Sequence[int] | _Ints]) -> BandEnergy:
-    """Mean energy of each band of wavelet coefficients.
-
-    The energy of an image in a band is the sum of its squared coefficients there. With an orthonormal wavelet the
-    energies of all bands add up to that of the pixels.
-
-    Args:
-        coefficients: Shape (N, D), an image in each row.
-        bands: The columns of each band.
-
-    Returns:
-        Names, energies and shares.
-
-    Raises:
-        ValueError: If the coefficients are not a finite matrix, there are no bands, or one has no columns in it.
-
-    Example:
-        >>> band_energy([[3.0, 1.0], [3.0, -1.0]], {"approximation": slice(0, 1), "detail_1": slice(1, 2)})
-        BandEnergy(names=['approximation', 'detail_1'], energy=array([9., 1.]), share=array([0.9, 0.1]))
-    """
-    matrix = check_vectors(coefficients, "coefficients")
-    if not bands:
-        raise invalid("bands", "at least one band", dict(bands))
-    squares = np.zeros(matrix.shape[1])
-    for rows in _row_blocks(matrix.shape):
-        block = np.asarray(matrix[rows], np.float64)
-        squares += np.einsum("ij,ij->j", block, block)
-    energy = np.empty(len(bands))
-    for position, (name, columns) in enumerate(bands.items()):
-        try:
-            inside = squares[columns if isinstance(columns, slice) else np.asarray(columns, np.int64)]
-        except IndexError:
-            inside = squares[:0]
-        if not inside.size:
-            raise invalid("bands", f"columns out of {matrix.shape[1]}", f"{columns!r} for {name!r}")
-        energy[position] = inside.sum() / len(matrix)
-    total = energy.sum()
-    return BandEnergy(list(bands), energy, energy / total if total > 0 else np.zeros(len(bands)))
-
-
-def kept_fraction(heights: npt.ArrayLike, n_images: int) -> KeptFraction:
-    """The share of images kept, one of each group, at every threshold of a merge tree.
-
-    Args:
-        heights: Heights of the merges, shape (M,), M below N.
-        n_images: N.
-
-    Returns:
-        Thresholds, each once, and the share of images left by all merges up to it; where no merge has height 0 they
-        start with threshold 0, at which everything is kept.
-
-    Raises:
-        ValueError: If heights are NaN or negative or `n_images` is not larger than their number.
-        TypeError: If `n_images` is not an integer.
-
-    Example:
-        >>> kept_fraction([0.5, 2.0, 2.0], n_images=4)
-        KeptFraction(thresholds=array([0. , 0.5, 2. ]), fraction=array([1.  , 0.75, 0.25]))
-    """
-    values: _Floats = np.asarray(heights, np.float64)
-    _check_count("n_images", n_images)
-    if values.ndim != 1 or not (values >= 0).all():
-        raise invalid("heights", "a vector of numbers that are 0 or more", values)
-    if n_images <= len(values):
-        raise invalid("n_images", f"larger than {len(values)}, the number of merges", n_images)
-    thresholds, counts = np.unique(values, return_counts=True)
-    merges = np.cumsum(counts)
-    if not len(thresholds) or thresholds[0] > 0:
-        thresholds, merges = np.concatenate([[0.0], thresholds]), np.concatenate([[0], merges])
-    return KeptFraction(thresholds, 1 - merges / n_images)
 
 
 def _check_count(name: str, value: Any) -> int:

@@ -265,7 +265,7 @@ def plot_band_energy(
 
     Args:
         names: The bands, from top to bottom.
-        energy: Shape (B,): mean energy of an image in the band, as `toolkit.insight.band_energy` gives it.
+        energy: Shape (B,): mean energy of an image in the band, as `WaveletCoefficients.band_energy` gives it.
         title: The title.
 
     Returns:

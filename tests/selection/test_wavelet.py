@@ -126,6 +126,19 @@ def test_later_cuts_are_those_of_the_tree():
         assert np.array_equal(again.influential, direct.influential)
 
 
+def test_the_curve_tells_how_many_stay_at_each_threshold():
+    x, labels = blobs()
+    for scope in ("dataset", "class"):
+        selection = selector(n_groups=20, features=x, scope=scope, clustering="ward").select(labels=labels)
+        thresholds, kept = selection.recut.curve()
+        assert len(thresholds) >= 100
+        assert (np.diff(thresholds) >= 0).all()
+        for at in (0, 10, 50, 99):
+            assert len(np.unique(thresholds)) == len(thresholds), "each threshold is one merge"
+            assert selection.recut.cut_at(thresholds[at]).kept.sum() == kept[at]
+        assert (np.diff(kept) > 0).any() == (scope == "dataset"), "a mixed group brings images back"
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     x, labels = blobs(noise=0.2)
     selection = selector(0.8, features=x).select(labels=labels)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from toolkit.distributed import on_rank_zero
 from toolkit.representations import Representation
-from toolkit.selection.base import Candidates, as_representation, fingerprint_of, source_of
-from toolkit.selection.result import Selection
+from toolkit.selection.base import as_representation
 from toolkit.selection.tree import TreeSelector
-from toolkit.validation import check_choice, check_vectors
+from toolkit.validation import check_choice
 
 _LINKAGES = ("complete", "average", "single")
 _REPRESENTATIVES = ("medoid", "first", "random")
@@ -114,32 +112,3 @@ class SemanticSelector(TreeSelector):
         super().check()
         check_choice("linkage", self.linkage, _LINKAGES)
         check_choice("representative", self.representative, _REPRESENTATIVES)
-
-    def select(self, dataset: Any = None, labels: Any = None, ids: Sequence[str] | None = None) -> Selection:
-        """Choose the images of a data set that stay.
-
-        Args:
-            dataset: The images, N of them, or an `EvaluationView`; may be None where the selector was given vectors.
-                In a distributed run every rank calls this alike.
-            labels: The images' labels, shape (N,); the data set's own if None.
-            ids: Names of the images; their files if None, where they have any.
-        """
-        self.check()
-        representation = self.representation()
-        dataset = source_of(dataset, representation)
-        needs = self.scope == "class"
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
-        classes = self._classes(candidates)
-        n_kept = self._n_kept(candidates, classes)
-        vectors = check_vectors(representation.vectors(dataset), "features", nonzero=True)
-        # The vectors are the same on every rank; grouping them is one rank's work, the others wait for its result.
-        forest = on_rank_zero(lambda: self._forest(vectors, candidates, classes, n_kept))
-        return Selection.from_cut(
-            self._cut(forest, n_kept),
-            excluded=candidates.excluded,
-            ids=candidates.ids,
-            labels=candidates.labels,
-            config=self.config(),
-            fingerprint=fingerprint_of(dataset),
-            recut=forest,
-        )

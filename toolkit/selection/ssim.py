@@ -20,6 +20,7 @@ from toolkit.grouping import (
     representatives_by_similarity,
     spectral_groups,
 )
+from toolkit.grouping.pairs import similar_pairs
 from toolkit.representations import Pixels
 from toolkit.selection.base import Candidates, fingerprint_of
 from toolkit.selection.budget import SCOPES, BudgetedSelector, optional_codes
@@ -270,8 +271,7 @@ class SSIMSelector(BudgetedSelector):
         if self.similarity is None:
             return ssim_pairs_above(images, self.min_similarity, variant=self.variant)
         matrix = self._matrix(images)
-        first, second = np.nonzero(np.triu(matrix >= self.min_similarity, k=1))
-        return np.stack([first, second], axis=1), matrix[first, second]
+        return similar_pairs(matrix, self.min_similarity)
 
     def _spectral(
         self,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from toolkit.distributed import world
+from toolkit.distributed import on_rank_zero, world
 from toolkit.grouping import MergeTree, Representatives, find_representatives, merge_tree
-from toolkit.representations import Vectors
-from toolkit.selection.base import Candidates
+from toolkit.representations import Representation, Vectors
+from toolkit.selection.base import Candidates, fingerprint_of, source_of
 from toolkit.selection.budget import SCOPES, BudgetedSelector
 from toolkit.selection.quota import QUOTAS, allocate
 from toolkit.selection.recut import Cut, MergeForest
-from toolkit.validation import check_choice, check_fraction, fraction_of, invalid
+from toolkit.selection.result import Selection
+from toolkit.validation import check_choice, check_fraction, check_vectors, fraction_of, invalid
 
 #: Merges for each image that is to go, where groups of several labels are kept whole: enough for most data sets.
 _MIXED_MERGES = 1.7
@@ -42,6 +44,10 @@ class TreeSelector(BudgetedSelector):
     seed: int
     progress: bool
 
+    def representation(self) -> Representation:
+        """What turns images into vectors for this selector."""
+        raise NotImplementedError
+
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
         self._check_budget(("keep_fraction", "n_groups", "threshold"))
@@ -52,6 +58,42 @@ class TreeSelector(BudgetedSelector):
         check_choice("scope", self.scope, SCOPES)
         if self.tree_floor is not None:
             check_fraction("tree_floor", self.tree_floor)
+
+    def select(self, dataset: Any = None, labels: Any = None, ids: Sequence[str] | None = None) -> Selection:
+        """Choose the images of a data set that stay.
+
+        Args:
+            dataset: The images, N of them, or an `EvaluationView`; may be None where the selector was given vectors.
+                In a distributed run every rank calls this alike.
+            labels: The images' labels, shape (N,); the data set's own if None.
+            ids: Names of the images; their files if None, where they have any.
+        """
+        self.check()
+        representation = self.representation()
+        dataset = source_of(dataset, representation)
+        needs = self.scope == "class"
+        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
+        classes = self._classes(candidates)
+        n_kept = self._n_kept(candidates, classes)
+        vectors = check_vectors(representation.vectors(dataset), "features", nonzero=self.metric == "cosine")
+        # The vectors are the same on every rank; grouping them is one rank's work, the others wait for its result.
+        cut, forest = on_rank_zero(lambda: self._choose(vectors, candidates, classes, n_kept))
+        return Selection.from_cut(
+            cut,
+            excluded=candidates.excluded,
+            ids=candidates.ids,
+            labels=candidates.labels,
+            config=self.config(),
+            fingerprint=fingerprint_of(dataset),
+            recut=forest,
+        )
+
+    def _choose(
+        self, vectors: Vectors, candidates: Candidates, classes: npt.NDArray[np.int64], n_kept: int | None
+    ) -> tuple[Cut, MergeForest | None]:
+        """Who stays, and the merge trees that tell it at other budgets, where there are any."""
+        forest = self._forest(vectors, candidates, classes, n_kept)
+        return self._cut(forest, n_kept), forest
 
     def _forest(
         self,

@@ -9,18 +9,16 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.distributed import on_rank_zero
 from toolkit.grouping import KMeans, kmeans, nearest_to_centre
 from toolkit.representations import Representation, Vectors, WaveletCoefficients
 from toolkit.representations.columns import independent_columns
-from toolkit.selection.base import Candidates, as_representation, fingerprint_of, source_of
+from toolkit.selection.base import Candidates, as_representation
 from toolkit.selection.budget import optional_codes
 from toolkit.selection.keep_rule import keep_rule, restored
 from toolkit.selection.quota import allocate
 from toolkit.selection.recut import Cut, MergeForest, by_first
-from toolkit.selection.result import Selection
 from toolkit.selection.tree import TreeSelector, rows_of
-from toolkit.validation import check_choice, check_vectors, invalid
+from toolkit.validation import check_choice, invalid
 
 log = logging.getLogger(__name__)
 
@@ -203,39 +201,10 @@ class WaveletSelector(TreeSelector):
             raise invalid("max_iter", "a whole number of at least 1", self.max_iter)
         self.representation()
 
-    def select(self, dataset: Any = None, labels: Any = None, ids: Sequence[str] | None = None) -> Selection:
-        """Choose the images of a data set that stay.
-
-        Args:
-            dataset: The images, N of them, or an `EvaluationView`; may be None where the selector was given vectors.
-                In a distributed run every rank calls this alike.
-            labels: The images' labels, shape (N,); the data set's own if None.
-            ids: Names of the images; their files if None, where they have any.
-        """
-        self.check()
-        representation = self.representation()
-        dataset = source_of(dataset, representation)
-        needs = self.scope == "class"
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
-        classes = self._classes(candidates)
-        n_kept = self._n_kept(candidates, classes)
-        vectors = check_vectors(representation.vectors(dataset), "features")
-        # The vectors are the same on every rank; grouping them is one rank's work, the others wait for its result.
-        cut, forest = on_rank_zero(lambda: self._choose(vectors, candidates, classes, n_kept))
-        return Selection.from_cut(
-            cut,
-            excluded=candidates.excluded,
-            ids=candidates.ids,
-            labels=candidates.labels,
-            config=self.config(),
-            fingerprint=fingerprint_of(dataset),
-            recut=forest,
-        )
-
     def _choose(
         self, vectors: Vectors, candidates: Candidates, classes: npt.NDArray[np.int64], n_kept: int | None
     ) -> tuple[Cut, MergeForest | None]:
-        """Who stays, and the merge trees that tell it at other budgets."""
+        """Who stays, and the merge trees that tell it at other budgets, where there are any."""
         vectors = self._independent(vectors)
         codes = optional_codes(candidates, self.scope)
         if self.init != "ward" and self.clustering == "kmeans":
