@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -30,17 +27,17 @@ from torch.utils.data import (
 )
 
 from toolkit.cache import writable_folder
-from toolkit.datasets import evaluation_dataset, ids_of, labels_of
+from toolkit.datasets import ids_of, labels_of
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
+from toolkit.lightning_views import BATCH_HOOKS, loader_view, training_images
 from toolkit.representations import EvaluationView
 from toolkit.reproducibility import preserved_rng
 from toolkit.selection import Selection, SelectionFileError, Selector
 
-_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 #: Hooks handed to the inner module as they are, so that Lightning sees which of them it overrides.
 _FORWARDED = (
-    *_BATCH_HOOKS,
+    *BATCH_HOOKS,
     "prepare_data",
     "teardown",
     "val_dataloader",
@@ -284,62 +281,11 @@ class PrunedDataModule(L.LightningDataModule):
 
     def _evaluation_dataset(self, loader: DataLoader[Any]) -> Any:
         """The training images without augmentation, in the order of the training set."""
-        own = getattr(self.datamodule, "evaluation_dataset", None)
-        if callable(own):
-            dataset, n_images = own(), len(cast("Any", loader.dataset))
-            if len(dataset) != n_images:
-                raise MisconfigurationException(
-                    f"`evaluation_dataset()` of {type(self.datamodule).__name__} must have the training set's "
-                    f"{n_images} images in the same order, got {len(dataset)}."
-                )
-            return dataset
-        validation = None
-        if is_overridden("val_dataloader", self.datamodule):
-            loaders = self.datamodule.val_dataloader()
-            while isinstance(loaders, (list, tuple)) and loaders:
-                loaders = loaders[0]
-            validation = getattr(loaders, "dataset", None)
-        return evaluation_dataset(loader.dataset, validation)
+        return training_images(loader, self.datamodule)
 
     def _view(self, loader: DataLoader[Any], dataset: Any = None) -> EvaluationView:
-        trainer = self.trainer
-        return EvaluationView(
-            self._evaluation_dataset(loader) if dataset is None else dataset,
-            batch_transform=self._batch_transform,
-            collate_fn=loader.collate_fn if loader.batch_size is not None or loader.batch_sampler is not None else None,
-            num_workers=loader.num_workers,
-            device=None if trainer is None else trainer.strategy.root_device,
-        )
-
-    def _batch_transform(self, batch: Any, device: torch.device) -> Any:
-        """What Lightning does to a batch in validation, on a device."""
-        with self._as_in_validation() as module:
-            for name in _BATCH_HOOKS:
-                owner: Any = self.datamodule
-                if module is not None and not is_overridden(name, owner) and is_overridden(name, module):
-                    owner = module
-                more = (device, 0) if name == "transfer_batch_to_device" else (0,)
-                batch = getattr(owner, name)(batch, *more)
-        return batch
-
-    @contextmanager
-    def _as_in_validation(self) -> Iterator[L.LightningModule | None]:
-        """Let hooks that ask the trainer or the module whether they train hear that they validate."""
-        trainer = self.trainer
-        if trainer is None:
-            yield None
-            return
-        module, stage = trainer.lightning_module, trainer.state.stage
-        was_training = module is not None and module.training
-        trainer.state.stage = RunningStage.VALIDATING
-        if module is not None:
-            module.training = False  # The flag of the module alone: its layers are not run.
-        try:
-            yield module
-        finally:
-            trainer.state.stage = stage
-            if module is not None:
-                module.training = was_training
+        images = self._evaluation_dataset(loader) if dataset is None else dataset
+        return loader_view(loader, images, self.datamodule, self.trainer)
 
     def _selection_for(self, loader: DataLoader[Any]) -> Selection:
         """The selection for the training set of a loader, made if there is none yet."""
