@@ -140,7 +140,7 @@ class FeatureExtractor:
 
     def fingerprint(self) -> str:
         """A text that differs with the weights, the layer or the pooling."""
-        return self._fingerprint(*self._copy())
+        return self._fingerprint(*self.network())
 
     def _fingerprint(self, model: nn.Module, transform: Callable[[Any], Any] | None) -> str:
         name, _ = find_layer(model, self.layer)
@@ -167,7 +167,7 @@ class FeatureExtractor:
             return self._vectors(view)
 
     def _vectors(self, view: EvaluationView) -> Vectors:
-        model, transform = self._copy()
+        model, transform = self.network()
         find_layer(model, self.layer)
         if view.is_random():
             warnings.warn(
@@ -197,7 +197,7 @@ class FeatureExtractor:
         key = settings_hash({"images": view.fingerprint(), "extractor": extractor, "batch": self.batch_size})
         return writable_folder("features", key[:32], self.cache_dir)
 
-    def _copy(self) -> tuple[nn.Module, Callable[[Any], Any] | None]:
+    def network(self) -> tuple[nn.Module, Callable[[Any], Any] | None]:
         """A copy of the model with its weights in, in evaluation mode, and the preprocessing that belongs to it."""
         transform = None
         if self.model is None:
@@ -216,7 +216,8 @@ class FeatureExtractor:
             module._compiled_call_impl = None  # a hook added after compilation would never run
         return model.float().eval().requires_grad_(requires_grad=False), transform
 
-    def _device(self, view: EvaluationView) -> torch.device:
+    def device_for(self, view: EvaluationView) -> torch.device:
+        """Where the network runs: the device that was asked for, else the view's, else what there is."""
         if self.device is not None:
             return torch.device(self.device)
         return view.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -231,7 +232,7 @@ class FeatureExtractor:
         folder: Path | None,
     ) -> Vectors:
         """The vectors of images `start` to `stop`, written to the cache folder as they come where there is one."""
-        device = self._device(view)
+        device = self.device_for(view)
         model.to(device)
         sink = _Sink(folder, start, stop, self.batch_size)
         with sink, full_precision():
@@ -245,8 +246,7 @@ class FeatureExtractor:
             )
             with bar, _tapped(model, self.layer, self.pool) as tap:
                 waiting: list[torch.Tensor] = []
-                for batch in self._batches(view, transform, first, stop, device):
-                    images = self._to_device(batch, view, transform, device)
+                for images in self.images(view, transform, device, first, stop):
                     with torch.inference_mode():
                         model(images)
                     # The batch before this one is fetched only now, so that a GPU never waits for it.
@@ -258,19 +258,34 @@ class FeatureExtractor:
                     sink.write(waiting.pop().cpu().numpy())
         return sink.result()
 
-    def _batches(
-        self, view: EvaluationView, transform: Callable[[Any], Any] | None, first: int, stop: int, device: torch.device
-    ) -> Iterator[Any]:
+    def images(
+        self,
+        view: EvaluationView,
+        transform: Callable[[Any], Any] | None,
+        device: torch.device,
+        first: int = 0,
+        stop: int | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Batches of images as the network takes them, float32 of shape (B, channels, H, W) on the device.
+
+        Args:
+            view: The images.
+            transform: The preprocessing that `network()` gave with the network.
+            device: Where to.
+            first: Index of the first image.
+            stop: Index behind the last one; all if None.
+        """
         workers = view.num_workers if self.num_workers is None else self.num_workers
         loader: DataLoader[Any] = DataLoader(
             view.dataset,  # not the view, whose batch transform workers do not need and may not be able to get
             batch_size=self.batch_size,
-            sampler=range(first, stop),
+            sampler=range(first, len(view) if stop is None else stop),
             num_workers=workers,
             collate_fn=_Collate(view.collate_fn or default_collate, transform),
             pin_memory=device.type == "cuda",
         )
-        yield from loader
+        for batch in loader:
+            yield self._to_device(batch, view, transform, device)
 
     def _to_device(
         self, batch: Any, view: EvaluationView, transform: Callable[[Any], Any] | None, device: torch.device
@@ -346,7 +361,7 @@ def _tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int],
     caught: list[torch.Tensor] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        caught[:] = [_pooled(_tensor_of(output, name), pool)]
+        caught[:] = [pooled(_tensor_of(output, name), pool)]
 
     def take(n_images: int) -> torch.Tensor:
         if not caught:
@@ -365,20 +380,26 @@ def _tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int],
         handle.remove()
 
 
-def _tensor_of(output: Any, name: str) -> torch.Tensor:
-    """The first tensor of a layer's output."""
+def first_tensor(output: Any) -> torch.Tensor | None:
+    """A layer's output, or the first tensor in it where it is a tuple, list or dictionary; None if it has none."""
     if isinstance(output, torch.Tensor):
         return output
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    for item in items:
-        if isinstance(item, torch.Tensor):
-            return item
-    raise invalid(
-        "layer", "a layer that gives a tensor, or a tuple, list or dict with one", f"{name!r}, {type(output)}"
-    )
+    return next((item for item in items if isinstance(item, torch.Tensor)), None)
 
 
-def _pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
+def _tensor_of(output: Any, name: str) -> torch.Tensor:
+    """The first tensor of a layer's output, or an error that names the layer."""
+    found = first_tensor(output)
+    if found is None:
+        raise invalid(
+            "layer", "a layer that gives a tensor, or a tuple, list or dict with one", f"{name!r}, {type(output)}"
+        )
+    return found
+
+
+def pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
+    """A layer's output (N, ...) as float32 vectors (N, D): averaged over places (or tokens), or every value."""
     if features.ndim < 2:
         features = features.reshape(len(features) if features.ndim else 1, 1)
     if pool == "mean" and features.ndim > 2:
