@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from toolkit.drawing import (
+    BLUE,
+    DARK,
+    MUTED,
+    ORANGE,
+    check_length,
+    check_number,
+    class_name,
+    displayable,
+    fit,
+    image_at,
+    new_figure,
+    text_width,
+)
 from toolkit.insight import near_duplicates
 from toolkit.validation import invalid
 
@@ -33,44 +46,15 @@ __all__ = [
 _MOST_IMAGES = 100
 #: Rows and columns of a similarity matrix at most.
 _MOST_ROWS = 2000
-#: Pixels that the longer side of a thumbnail has at least, where the image has as many.
-_THUMBNAIL = 192
 #: Sides of nodes from one to the next in a graph: at least, and along a line.
 _PITCH, _LENGTH = 1.3, 1.8
 
-_DARK, _MUTED, _LINE = "#222222", "#666666", "#7d97a8"
-_BLUE, _ORANGE = "#1b6ca8", "#c8501e"
-_TWO_CLASSES = (_BLUE, _ORANGE)
+_LINE = "#7d97a8"
+_TWO_CLASSES = (BLUE, ORANGE)
 _CLASS_COLORS = (
     *_TWO_CLASSES,
     *("#2a9d5c", "#8e44ad", "#d4a017", "#c2185b", "#5d4037", "#00838f", "#7f8c8d", "#9e9d24"),
 )
-
-
-def displayable(sample: Any) -> npt.NDArray[Any] | None:
-    """A data set's sample as an array that can be shown, shape (H, W) or (H, W, 3); None if it is no image.
-
-    Tensors have their channels first, arrays first or last. Floating-point images that leave [0, 1] (normalised ones)
-    are stretched to it.
-    """
-    image = sample[0] if isinstance(sample, (tuple, list)) and len(sample) else sample
-    if isinstance(image, dict):
-        image = next((image[key] for key in ("image", "images", "pixel_values", "x") if key in image), None)
-    if type(image).__module__.partition(".")[0] == "PIL":
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray) and image.dtype.kind in "fiub":
-        channels_last = image.ndim == 3 and image.shape[2] in {1, 3, 4} and image.shape[0] > image.shape[2]
-        image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
-    if not isinstance(image, torch.Tensor) or image.ndim not in {2, 3} or 0 in image.shape:
-        return None
-    array: npt.NDArray[Any] = image.detach().cpu().float().numpy()
-    if image.ndim == 3:
-        array = array[:3] if len(array) >= 3 else array[:1]
-        array = array.transpose(1, 2, 0).squeeze(-1) if len(array) == 1 else array.transpose(1, 2, 0)
-    if image.dtype == torch.uint8:
-        return array / 255
-    low, high = float(array.min()), float(array.max())
-    return array if low >= 0 and high <= 1 else (array - low) / max(high - low, 1e-12)
 
 
 def plot_groups(
@@ -172,11 +156,11 @@ def plot_pairs(
     if other_dataset is None and other_labels is None:
         other_labels = labels
     values = {
-        name: _check_length(name, value, len(shown), "pair")
+        name: check_length(name, value, len(shown), "pair")
         for name, value in (("distances", distances), ("similarities", similarities), ("mirrored", mirrored))
         if value is not None
     }
-    count = min(len(shown), _check_number("n_pairs", n_pairs, _MOST_IMAGES // 2))
+    count = min(len(shown), check_number("n_pairs", n_pairs, _MOST_IMAGES // 2))
     columns = min(count, 4 if count > 6 else 3 if count > 4 else 2)
     note = f"{count:,} of {len(shown):,} pairs" if count < len(shown) else ""
     lines = 1 if labels is None and other_labels is None else 2
@@ -189,14 +173,14 @@ def plot_pairs(
             texts.append(f"distance {_decimals(values['distances'][position])}")
         if "mirrored" in values and values["mirrored"][position]:
             texts.append("mirrored")
-        names = _class_name(labels, first, class_names), _class_name(other_labels, second, class_names)
+        names = class_name(labels, first, class_names), class_name(other_labels, second, class_names)
         differ = "" not in names and names[0] != names[1]
         sheet.add_header(position, texts)
         for side, (source, index) in enumerate(((dataset, first), (others, second))):
             name = "dataset" if side == 0 or other_dataset is None else "other_dataset"
             caption = f"{captions[side]} {index}" if captions is not None else f"#{index}"
-            color = _TWO_CLASSES[side] if differ else _DARK
-            sheet.add_image(position, side, _image_at(source, int(index), name), names[side], caption, color)
+            color = _TWO_CLASSES[side] if differ else DARK
+            sheet.add_image(position, side, image_at(source, int(index), name), names[side], caption, color)
     return sheet.figure
 
 
@@ -235,11 +219,11 @@ def plot_isolated(
     """
     shown = _check_indices("indices", indices, 1)
     values = {
-        name: _check_length(name, value, len(shown), "image")
+        name: check_length(name, value, len(shown), "image")
         for name, value in (("distances", distances), ("similarities", similarities))
         if value is not None
     }
-    count = min(len(shown), _check_number("n_images", n_images, _MOST_IMAGES))
+    count = min(len(shown), check_number("n_images", n_images, _MOST_IMAGES))
     columns = min(count, 8 if count > 15 else 5)
     note = f"{count:,} of {len(shown):,} images" if count < len(shown) else ""
     if values:
@@ -253,8 +237,8 @@ def plot_isolated(
         if "distances" in values:
             texts.append(f"distance {_decimals(values['distances'][position])}")
         sheet.add_header(position, texts)
-        name = _class_name(labels, index, class_names)
-        sheet.add_image(position, 0, _image_at(dataset, int(index), "dataset"), name, f"#{index}", _DARK)
+        name = class_name(labels, index, class_names)
+        sheet.add_image(position, 0, image_at(dataset, int(index), "dataset"), name, f"#{index}", DARK)
     return sheet.figure
 
 
@@ -280,23 +264,23 @@ def plot_band_energy(
     if not (np.isfinite(values) & (values >= 0)).all():
         raise invalid("energy", "finite and 0 or more", values.tolist())
     total = values.sum() or 1.0
-    figure = _figure(7.5, 1.5 + 0.34 * len(values))
+    figure = new_figure(7.5, 1.5 + 0.34 * len(values))
     axes = figure.subplots()
     positive = values[values > 0]
     low = 10.0 ** np.floor(np.log10(positive.min()) - 0.3) if len(positive) else 0.1
     high = positive.max() if len(positive) else 1.0
     places = np.arange(len(values))
-    axes.barh(places, np.maximum(values, low) - low, left=low, color=_BLUE, height=0.7)
+    axes.barh(places, np.maximum(values, low) - low, left=low, color=BLUE, height=0.7)
     for place, value in zip(places, values, strict=True):
         share = 100 * value / total
         digits = 1 if share >= 1 else 2
         text = "0 %" if value == 0 else f"{share:.{digits}f} %" if share >= 0.01 else "< 0.01 %"
         axes.annotate(
-            text, (max(value, low), place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=_DARK
+            text, (max(value, low), place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=DARK
         )
     # Room on the right for the share behind the longest bar.
     axes.set(xscale="log", xlim=(low, high * (high / low) ** 0.16), ylim=(len(values) - 0.4, -0.6))
-    axes.set_yticks(places, [_fit(str(name), 2.2, 9) for name in names], parse_math=False, fontsize=9)
+    axes.set_yticks(places, [fit(str(name), 2.2, 9) for name in names], parse_math=False, fontsize=9)
     axes.set_xlabel("mean sum of squared coefficients of an image, and the share of all bands")
     axes.set_title(title, parse_math=False)
     axes.tick_params(axis="y", length=0)
@@ -343,25 +327,25 @@ def plot_kept_fraction(
     if y.shape != x.shape or not ((y >= 0) & (y <= 1)).all():
         raise invalid("kept", f"of shape {x.shape} and in [0, 1]", y)
     falling = bool((steps < 0).any())
-    figure = _figure(7.5, 4.5)
+    figure = new_figure(7.5, 4.5)
     axes = figure.subplots()
     # Drawn points are limited: a merge tree has as many as images.
     every = np.unique(np.linspace(0, len(x) - 1, min(len(x), 4000)).round().astype(np.int64))
-    axes.step(x[every], y[every], where="post", color=_BLUE, linewidth=1.8)
-    axes.fill_between(x[every], y[every], step="post", color=_BLUE, alpha=0.12, linewidth=0)
+    axes.step(x[every], y[every], where="post", color=BLUE, linewidth=1.8)
+    axes.fill_between(x[every], y[every], step="post", color=BLUE, alpha=0.12, linewidth=0)
     if chosen is not None:
         sign = -1 if falling else 1
         before = int(np.searchsorted(sign * x, sign * chosen, side="right")) - 1
         at = kept_at_chosen if kept_at_chosen is not None else float(y[before]) if before >= 0 else 1.0
         text = f"{100 * at:.1f} % kept at {chosen:.3g}"
-        axes.plot([chosen], [at], "o", color=_ORANGE, markersize=8, zorder=3, label=text)
-        axes.axvline(chosen, color=_ORANGE, linestyle="--", linewidth=1)
-        axes.axhline(at, color=_ORANGE, linestyle="--", linewidth=1)
+        axes.plot([chosen], [at], "o", color=ORANGE, markersize=8, zorder=3, label=text)
+        axes.axvline(chosen, color=ORANGE, linestyle="--", linewidth=1)
+        axes.axhline(at, color=ORANGE, linestyle="--", linewidth=1)
         # The curve falls: below it on the left or above it on the right there is room.
         bottom = 0.0 if y.min() < 0.5 else float(y.min())
         convex = float(y[np.abs(x - (x[0] + x[-1]) / 2).argmin()]) < (1 + bottom) / 2
         anchor = (0.99, 0.9) if convex else (0.02, 0.04)
-        axes.legend(loc="upper right" if convex else "lower left", bbox_to_anchor=anchor, labelcolor=_ORANGE)
+        axes.legend(loc="upper right" if convex else "lower left", bbox_to_anchor=anchor, labelcolor=ORANGE)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     # A tree that stops early takes the upper end only.
     gone = 1 - float(y.min())
@@ -424,7 +408,7 @@ def plot_similarity_matrix(
     rows, columns = values.shape
     width = 7.4
     height = float(np.clip(width * rows / columns, 2.6, 9.0))
-    figure = _figure(width + 1.2, height)
+    figure = new_figure(width + 1.2, height)
     axes = figure.subplots()
     # White is 0: unlike images. The ends do not depend on the images where -1 and 1 hold them: pictures compare.
     end = max(1.0, float(np.abs(values).max()))
@@ -436,7 +420,7 @@ def plot_similarity_matrix(
         # Those that cover more than their outline does.
         large = [(start, size) for start, size in boxes if size >= max(2, len(values) / 100)]
         outlines = [Rectangle((start - 0.5, start - 0.5), size, size) for start, size in large]
-        axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor=_DARK, linewidth=0.6))
+        axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor=DARK, linewidth=0.6))
     bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(name, parse_math=False)
     axes.set_xlabel(xlabel, parse_math=False)
@@ -487,7 +471,7 @@ def plot_similarity_graph(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    if _check_number("n_images", n_images, _MOST_IMAGES) < 2:
+    if check_number("n_images", n_images, _MOST_IMAGES) < 2:
         raise invalid("n_images", f"in 2 to {_MOST_IMAGES}", n_images)
     if n_edges is None and min_similarity is None:
         n_edges = 60
@@ -503,8 +487,8 @@ def plot_similarity_graph(
     edges = np.array([[nodes[i], nodes[j]] for i, j in found.pairs[inside].tolist()], np.int64)
     strength = found.similarities[inside]
     places, width, height = _graph_layout(len(nodes), edges)
-    images = [_image_at(dataset, index, "dataset") for index in nodes]
-    names = [_class_name(labels, index, class_names) for index in nodes]
+    images = [image_at(dataset, index, "dataset") for index in nodes]
+    names = [class_name(labels, index, class_names) for index in nodes]
     left_out = len(np.unique(found.pairs)) - len(nodes)
 
     unit = float(np.clip(11.0 / max(width, 1.0), 0.4, 0.8))  # inches of a node's side
@@ -532,7 +516,7 @@ def plot_similarity_graph(
         right, up = half * min(1, columns / rows), half * min(1, rows / columns)
         box = (x - right, x + right, y - up, y + up)
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=box, zorder=2, aspect="auto")
-        frame = colors.get(name_of_class, _DARK)
+        frame = colors.get(name_of_class, DARK)
         axes.add_patch(
             Rectangle(
                 (x - right, y - up),
@@ -552,7 +536,7 @@ def plot_similarity_graph(
             ha="center",
             va="top",
             fontsize=6,
-            color=_DARK,
+            color=DARK,
             zorder=4,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.8},
         )
@@ -591,10 +575,10 @@ def plot_spectrum(
     if np.ndim(eigenvalues) != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise invalid("eigenvalues", "two finite numbers or more", np.shape(eigenvalues))
     gaps = np.diff(values)
-    figure = _figure(7.5, 5.6)
+    figure = new_figure(7.5, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     ranks = np.arange(1, len(values) + 1)
-    above.plot(ranks, values, ".", color=_BLUE, markersize=4 if len(values) > 200 else 6)
+    above.plot(ranks, values, ".", color=BLUE, markersize=4 if len(values) > 200 else 6)
     above.set_ylabel("eigenvalue")
     heading = title if n_groups is None else f"{title}: {n_groups:,} groups"
     above.set_title(heading, parse_math=False)
@@ -603,28 +587,20 @@ def plot_spectrum(
     positive = gaps[gaps > 0]
     low = max(float(positive.min()), float(positive.max()) / 1e5) if len(positive) else 1.0
     low = min(low, eigengap or low) / 3
-    for chosen, color in ((~large, _BLUE), (large, _ORANGE)):
+    for chosen, color in ((~large, BLUE), (large, ORANGE)):
         below.plot(ranks[:-1][chosen] + 0.5, np.maximum(gaps[chosen], low), ".", color=color, markersize=5)
     high = max(float(gaps.max()), eigengap or 0.0, low)
     below.set(yscale="log", ylim=(low / 1.5, high * 6))
     if eigengap is not None:
-        below.axhline(eigengap, color=_ORANGE, linestyle="--", linewidth=1)
+        below.axhline(eigengap, color=ORANGE, linestyle="--", linewidth=1)
         count = int(large.sum())
         text = f"{count:,} {'gap' if count == 1 else 'gaps'} above {eigengap:.3g}"
-        below.text(0.5, 0.94, text, transform=below.transAxes, color=_ORANGE, ha="center", va="top", fontweight="bold")
+        below.text(0.5, 0.94, text, transform=below.transAxes, color=ORANGE, ha="center", va="top", fontweight="bold")
     below.set(ylabel="gap to the next", xlabel="rank of the eigenvalue, ascending")
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure of that many inches whose axes leave each other room."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 class _Sheet:
@@ -661,7 +637,7 @@ class _Sheet:
         self.figure.text(
             x / self.width,
             1 - y / self.height,
-            _fit(text, width, size, style.get("fontweight", "normal")),
+            fit(text, width, size, style.get("fontweight", "normal")),
             fontsize=size,
             ha="center",
             va="center",
@@ -676,8 +652,8 @@ class _Sheet:
         for row, text in enumerate(lines):
             y = top + (row + self.header_lines - len(lines) + 0.5) * self.line
             width = self.cell_width + self.outer / 2
-            size = next((size for size in (8.0, 7.5) if _width(text, size, "normal") <= width), 7.0)
-            self._text(left + self.cell_width / 2, y, text, width, fontsize=size, color=_DARK)
+            size = next((size for size in (8.0, 7.5) if text_width(text, size, "normal") <= width), 7.0)
+            self._text(left + self.cell_width / 2, y, text, width, fontsize=size, color=DARK)
 
     def add_image(
         self, position: int, place: int, image: npt.NDArray[Any], name: str, caption: str, color: str
@@ -691,9 +667,9 @@ class _Sheet:
         )
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(color=color, linewidth=2.0 if color != _DARK else 0.5)
-        lines = [(name, 8.5, color, "bold" if color != _DARK else "normal")] if name else []
-        lines.append((caption, 7, _MUTED, "normal"))
+        axes.spines[:].set(color=color, linewidth=2.0 if color != DARK else 0.5)
+        lines = [(name, 8.5, color, "bold" if color != DARK else "normal")] if name else []
+        lines.append((caption, 7, MUTED, "normal"))
         for row, (text, size, shade, weight) in enumerate(lines):
             y = upper + self.side + 0.04 + (row + 0.5) * self.line
             self._text(left + self.side / 2, y, text, self.side, fontsize=size, color=shade, fontweight=weight)
@@ -702,12 +678,12 @@ class _Sheet:
 def _title(figure: Figure, title: str, note: str) -> None:
     """Title and a smaller line below it, at the upper edge of a figure."""
     width, height = figure.get_size_inches()
-    size = next((size for size in (12, 11, 10) if _width(title, size, "normal") <= width - 0.4), 9)
-    text = _fit(title, width - 0.4, size)
-    figure.text(0.5, 1 - 0.26 / height, text, ha="center", va="center", fontsize=size, color=_DARK, parse_math=False)
+    size = next((size for size in (12, 11, 10) if text_width(title, size, "normal") <= width - 0.4), 9)
+    text = fit(title, width - 0.4, size)
+    figure.text(0.5, 1 - 0.26 / height, text, ha="center", va="center", fontsize=size, color=DARK, parse_math=False)
     if note:
-        text = _fit(note, width - 0.4, 8.5)
-        figure.text(0.5, 1 - 0.5 / height, text, ha="center", va="center", fontsize=8.5, color=_MUTED)
+        text = fit(note, width - 0.4, 8.5)
+        figure.text(0.5, 1 - 0.5 / height, text, ha="center", va="center", fontsize=8.5, color=MUTED)
 
 
 def _graph_key(
@@ -723,7 +699,7 @@ def _graph_key(
         keys.append([Line2D([], [], markeredgecolor=color, label=label, **square) for label, color in colors.items()])
     for row, handles in enumerate(keys[::-1]):
         for handle in handles:
-            handle.set_label(_fit(str(handle.get_label()), width / len(handles) - 0.55, 8))
+            handle.set_label(fit(str(handle.get_label()), width / len(handles) - 0.55, 8))
         legend = figure.legend(
             handles=handles,
             loc="center",
@@ -828,70 +804,9 @@ def _order_of_groups(group: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], li
     return order, boxes
 
 
-def _image_at(dataset: Any, index: int, name: str) -> npt.NDArray[Any]:
-    """An image of a data set in [0, 1], no larger than a thumbnail needs."""
-    if not -len(dataset) <= index < len(dataset):
-        raise invalid(name, "one that has the images asked for", f"{len(dataset)} images, none at index {index}")
-    image = displayable(dataset[index])
-    if image is None:
-        raise invalid(name, "a data set of images", f"a sample that is none at index {index}")
-    if image.dtype == np.uint8:
-        image = image / 255
-    step = max(1, max(image.shape[:2]) // _THUMBNAIL)
-    if step > 1 and min(image.shape[:2]) >= step:
-        rows, columns = image.shape[0] // step, image.shape[1] // step
-        image = image[: rows * step, : columns * step]
-        image = image.reshape(rows, step, columns, step, *image.shape[2:]).mean(axis=(1, 3))
-    return image
-
-
-def _class_name(labels: Sequence[Any] | None, index: Any, class_names: Sequence[str] | None) -> str:
-    """The class of an image in words; empty where there are no labels."""
-    if labels is None:
-        return ""
-    label = labels[int(index)]
-    text = str(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
-    if class_names is not None and text.isdigit() and int(text) < len(class_names):
-        return str(class_names[int(text)])
-    return text
-
-
-def _fit(text: str, width: float, size: float, weight: str = "normal") -> str:
-    """`text`, shortened where it is wider than so many inches at a font size in points."""
-    if _width(text, size, weight) <= width:
-        return text
-    short, long = 0, len(text)
-    while long - short > 1:
-        middle = (short + long) // 2
-        if _width(text[:middle].rstrip() + "…", size, weight) <= width:
-            short = middle
-        else:
-            long = middle
-    return text[: max(short, 1)].rstrip() + "…"
-
-
-def _width(text: str, size: float, weight: str) -> float:
-    """Width of a line of text in inches."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(weight=weight)))
-    font.set_size(size, 72)
-    font.set_text(text, 0.0)
-    return float(font.get_width_height()[0]) / 64 / 72
-
-
 def _decimals(value: float) -> str:
     """A number in three digits, or in full from 1,000 on."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
-def _check_number(name: str, value: Any, most: int) -> int:
-    """`value` if it is an integer in 1 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-    if not 1 <= value <= most:
-        raise invalid(name, f"in 1 to {most}", int(value))
-    return int(value)
 
 
 def _check_indices(name: str, indices: npt.ArrayLike, ndim: int) -> npt.NDArray[np.int64]:
@@ -903,11 +818,3 @@ def _check_indices(name: str, indices: npt.ArrayLike, ndim: int) -> npt.NDArray[
     if array.dtype.kind not in "iu" or array.min() < 0:
         raise invalid(name, "integers that are 0 or more", array.tolist()[:3])
     return array.astype(np.int64)
-
-
-def _check_length(name: str, values: npt.ArrayLike, length: int, what: str) -> npt.NDArray[Any]:
-    """An array of one value for each pair or image."""
-    array = np.asarray(values)
-    if array.shape != (length,):
-        raise invalid(name, f"of shape ({length},), one for each {what}", array.shape)
-    return array
