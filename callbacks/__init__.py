@@ -8,6 +8,8 @@ if __name__ != "toolkit.callbacks":
         "every class would exist twice."
     )
 
+from .decision_boundary_monitor import DecisionBoundaryMonitor
 from .epoch_time_monitor import EpochTimeMonitor
+from .feature_map_writer import FeatureMapWriter
 
-__all__ = ["EpochTimeMonitor"]
+__all__ = ["DecisionBoundaryMonitor", "EpochTimeMonitor", "FeatureMapWriter"]

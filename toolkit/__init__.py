@@ -25,7 +25,18 @@ if TYPE_CHECKING:
         WaveletCoefficients,
         WaveletScattering,
     )
-    from toolkit.selection import RandomSelector, Selection, Selector, SemanticSelector, SSIMSelector, WaveletSelector
+    from toolkit.selection import (
+        FeatureMapSelector,
+        KCenterSelector,
+        RandomSelector,
+        Selection,
+        Selector,
+        SemanticSelector,
+        SemDeDupSelector,
+        SSIMSelector,
+        UniquenessSelector,
+        WaveletSelector,
+    )
 
 _HOMES = {
     "Embeddings": "toolkit.representations",
@@ -34,24 +45,32 @@ _HOMES = {
     "Representation": "toolkit.representations",
     "WaveletCoefficients": "toolkit.representations",
     "WaveletScattering": "toolkit.representations",
+    "FeatureMapSelector": "toolkit.selection",
+    "KCenterSelector": "toolkit.selection",
     "RandomSelector": "toolkit.selection",
     "SSIMSelector": "toolkit.selection",
     "Selection": "toolkit.selection",
     "Selector": "toolkit.selection",
+    "SemDeDupSelector": "toolkit.selection",
     "SemanticSelector": "toolkit.selection",
+    "UniquenessSelector": "toolkit.selection",
     "WaveletSelector": "toolkit.selection",
 }
 
 __all__ = [
     "Embeddings",
     "FeatureExtractor",
+    "FeatureMapSelector",
+    "KCenterSelector",
     "Pixels",
     "RandomSelector",
     "Representation",
     "SSIMSelector",
     "Selection",
     "Selector",
+    "SemDeDupSelector",
     "SemanticSelector",
+    "UniquenessSelector",
     "WaveletCoefficients",
     "WaveletScattering",
     "WaveletSelector",

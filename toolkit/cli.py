@@ -1,4 +1,4 @@
-"""The command line: `toolkit.fit`, `toolkit.select` and `toolkit.leaks`, on LightningCLI."""
+"""The command line: `toolkit.fit`, `toolkit.select`, `toolkit.leaks` and `toolkit.probe`, on LightningCLI."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from toolkit import cache
+from toolkit.checkpoints import load_weights
 from toolkit.datasets import ids_of, labels_of
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
 from toolkit.gallery import save_pictures
 from toolkit.insight import Leaks
 from toolkit.leakage import leaks_between
+from toolkit.lightning_views import evaluation_view_of
 from toolkit.plotting import plot_isolated, plot_pairs
 from toolkit.representations import FeatureExtractor
+from toolkit.representations.feature_map import find_layer
 from toolkit.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -88,6 +91,27 @@ class LeaksConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """Which paths to walk between training images, and how finely.
+
+    Args:
+        num_pairs: How many pairs of images, over all kinds.
+        num_points: Points of the regular grid on each path, both ends included.
+        tolerance: The width, of the path's length 1, to which each crossing is bracketed.
+        layer: A layer whose feature maps of the pairs' images are compared too.
+        seed: Of the draw. A `DecisionBoundaryMonitor` with the same seed and number has the same pairs.
+        num_planes: How many planes through three images to draw.
+    """
+
+    num_pairs: int = 256
+    num_points: int = 33
+    tolerance: float = 1e-3
+    layer: str | None = None
+    seed: int = 0
+    num_planes: int = 3
+
+
+@dataclass
 class Run:
     """One training run and what came of it."""
 
@@ -107,7 +131,9 @@ class Run:
 class ToolkitCLI(LightningCLI):
     """LightningCLI with a section `baseline`, an option `control`, and config files found by name."""
 
-    def __init__(self, args: Sequence[str] | None = None, command: Literal["fit", "select", "leaks"] = "fit") -> None:
+    def __init__(
+        self, args: Sequence[str] | None = None, command: Literal["fit", "select", "leaks", "probe"] = "fit"
+    ) -> None:
         self.command = command
         given = list(sys.argv[1:] if args is None else args)
         resolved = resolve_configs(given)
@@ -137,10 +163,15 @@ class ToolkitCLI(LightningCLI):
         if self.command == "fit":
             parser.add_argument("--ckpt_path", type=str | None, default=None, help="A checkpoint to resume from.")
         else:
-            what = {"select": "the selection", "leaks": "the table and the pictures"}[self.command]
+            pictures = "the table and the pictures"
+            what = {"select": "the selection", "leaks": pictures, "probe": pictures}[self.command]
             parser.add_argument("--output", type=str, required=True, help=f"The folder to write {what} into.")
         if self.command == "leaks":
             parser.add_class_arguments(LeaksConfig, "leaks")
+        if self.command == "probe":
+            help_ = "The trained weights: a Lightning checkpoint, whose selection is taken, or a state dict."
+            parser.add_argument("--ckpt_path", type=str, required=True, help=help_)
+            parser.add_class_arguments(ProbeConfig, "probe")
         parser.add_argument(
             "--control",
             type=Literal["random", "balanced"] | None,
@@ -298,6 +329,78 @@ def leaks(args: Sequence[str] | None = None) -> Leaks:
     return found
 
 
+def probe(args: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Walk straight paths between training images, and write where a trained model changes its mind on them.
+
+    Args:
+        args: Command-line arguments; those of the process if None.
+
+    Returns:
+        The rates of each kind of pairs, as `toolkit.boundary.summarise` tells them.
+    """
+    from toolkit.boundary.pairs import STRATA, check_draw, codes_of, draw_pairs
+    from toolkit.boundary.probing import PairWalker, save_probe
+    from toolkit.boundary.strata import redundancy_limit, summarise, table_of
+
+    cli = ToolkitCLI(args, command="probe")
+    model, datamodule, output = cli.model, cli.datamodule, Path(cli.config["output"])
+    settings, weights = cli.config_init["probe"], str(cli.config["ckpt_path"])
+    check_draw(settings.num_pairs, STRATA)
+    if settings.layer is not None:
+        find_layer(model, settings.layer)
+    cache.check_writable(output, "output")
+    load_weights(model, weights)
+    _connect(cli)
+    selection = _selection_for_probe(cli, weights)
+    view = evaluation_view_of(cli.trainer)
+    labels = codes_of(view, selection)
+    pairs = draw_pairs(view, selection=selection, labels=labels, num_pairs=settings.num_pairs, seed=settings.seed)
+    walker = PairWalker(
+        view,
+        pairs,
+        num_points=settings.num_points,
+        tolerance=settings.tolerance,
+        layer=settings.layer,
+        progress=cli.trainer.progress_bar_callback is not None,
+    )
+    limit = redundancy_limit(selection)
+    rows, files = save_probe(
+        model.to(cli.trainer.strategy.root_device),
+        walker,
+        output,
+        lambda report, distances: summarise(
+            report, pairs, distances=None if settings.layer is None else distances, limit=limit
+        ),
+        facts={"checkpoint": weights, **settings.__dict__},
+        labels=labels,
+        class_names=_class_names(datamodule),
+        num_planes=settings.num_planes,
+    )
+    print("\n".join(["", table_of(rows), "", *(f"{name}: {path}" for name, path in files.items())]))
+    return rows
+
+
+def _selection_for_probe(cli: ToolkitCLI, ckpt_path: str) -> Selection | None:
+    """The selection that a checkpoint carries, or else the config's, unless a baseline would have to be trained."""
+    datamodule, stored = cli.datamodule, _stored_selection(ckpt_path)
+    if stored is not None:
+        dataset = datamodule.evaluation_dataset() if _is_pruned(datamodule) else evaluation_view_of(cli.trainer).dataset
+        if len(dataset) != len(stored["status"]):
+            sys.exit(
+                f"error: `ckpt_path` must be trained on the config's data, got one on {len(stored['status'])} images "
+                f"where there are {len(dataset)}."
+            )
+        return Selection.from_state_dict(stored, ids_of(dataset), labels_of(dataset))
+    if _needs_baseline(datamodule):
+        if cli.config_init["baseline"].checkpoint is None:
+            print(
+                "The checkpoint carries no selection, and the config's needs a baseline: no redundant pairs are walked."
+            )
+            return None
+        _supply_baseline(cli, datamodule)
+    return _selection_of(datamodule)
+
+
 def _prepare(cli: ToolkitCLI, output: Path) -> list[Run]:
     """Check what was asked for, and set everything up as in training, without training more than a missing baseline.
 
@@ -310,13 +413,18 @@ def _prepare(cli: ToolkitCLI, output: Path) -> list[Run]:
     _check_settings(datamodule)
     cache.check_writable(output, "output")
     runs = [_supply_baseline(cli, datamodule)] if _needs_baseline(datamodule) else []
-    # As in training, so that batch hooks of the model are found and images look the same to all commands.
+    _connect(cli)
+    return runs
+
+
+def _connect(cli: ToolkitCLI) -> None:
+    """Set model and data up as in training, so that batch hooks are found and images look the same to all commands."""
     cli.trainer.strategy.connect(cli.model)
     cli.model.trainer = cli.trainer
-    datamodule.trainer = cli.trainer
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    return runs
+    cli.trainer.datamodule = cli.datamodule  # type: ignore[attr-defined]
+    cli.datamodule.trainer = cli.trainer
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
 
 
 def _by_class_path(class_path: str) -> Any:
@@ -373,10 +481,16 @@ def _needs_baseline(datamodule: Any) -> bool:
 
 def _carries_selection(ckpt_path: str) -> bool:
     """Whether a checkpoint holds the selection that it was trained on."""
+    return _stored_selection(ckpt_path) is not None
+
+
+def _stored_selection(ckpt_path: str) -> Mapping[str, Any] | None:
+    """The selection in a checkpoint, as it was written, or None."""
     if not Path(ckpt_path).is_file():
-        return False
+        return None
     content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-    return any(isinstance(value, Mapping) and "selection" in value for value in content.values())
+    found = (value["selection"] for value in content.values() if isinstance(value, Mapping) and "selection" in value)
+    return next(found, None)
 
 
 def _supply_baseline(cli: ToolkitCLI, datamodule: Any) -> Run:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit import plotting
+from toolkit.boundary.curves import plot_crossing_curve
 from toolkit.insight import influential_pairs, most_isolated, near_duplicates
 from toolkit.representations import WaveletCoefficients
 from toolkit.selection.recut import MergeForest
@@ -42,11 +43,12 @@ def save_pictures(
 ) -> dict[str, Path]:
     """Draw what can be seen of a selection, each picture a file.
 
-    Always, where there is something to show: `groups.png` (the largest groups, who stays and who goes) and
-    `kept_fraction.png` (how much stays, against the threshold). With a selector that turns images into vectors:
-    `near_duplicates.png`, `isolated.png` (images unlike all others), `influential.png` (alike images with different
-    labels: candidates for wrong ones) and, of wavelet coefficients, `band_energy.png`. With an `SSIMSelector` on at
-    most 2,000 images: `similarity.png`, `similarity_graph.png` and `spectrum.png`.
+    Always, where there is something to show: `groups.png` (the largest groups, who stays and who goes),
+    `kept_fraction.png` (how much stays, against the threshold) and, where `keep_fraction="auto"` chose,
+    `crossing_rate.png` (how often paths to representatives cross a boundary, against how much goes). With a selector
+    that turns images into vectors: `near_duplicates.png`, `isolated.png` (images unlike all others), `influential.png`
+    (alike images with different labels: candidates for wrong ones) and, of wavelet coefficients, `band_energy.png`.
+    With an `SSIMSelector` on at most 2,000 images: `similarity.png`, `similarity_graph.png` and `spectrum.png`.
 
     Args:
         selection: The selection.
@@ -83,6 +85,11 @@ def save_pictures(
     if isinstance(selection.recut, MergeForest):
         forest = selection.recut
         drawings["kept_fraction.png"] = ("kept fraction", lambda: _plot_curve(selection, forest))
+    if "auto" in selection.config:
+        drawings["crossing_rate.png"] = (
+            "crossing rate",
+            lambda: plot_crossing_curve(selection.config["auto"]),
+        )
     if isinstance(selector, SSIMSelector):
         if len(selection) <= _MAX_MATRIX and selector.scope == "dataset":
             drawings |= _of_similarity(selection, dataset, images, selector, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -198,8 +199,8 @@ def triples_of(pairs: PathPairs, count: int) -> list[tuple[int, int, int]]:
     """Three images each to lay a plane through: an image, one of its class, one of another, as far as pairs tell.
 
     Args:
-        pairs: Pairs with `same_class_far` (or near) and `cross_class_near`, which start from the same images; others are
-            joined two and two.
+        pairs: Pairs with `same_class_far` (or near) and `cross_class_near`, which start from the same images; others
+            are joined two and two.
         count: How many at most.
 
     Example:
@@ -255,13 +256,12 @@ def draw_planes(
         For each plane its `images`, and how many connected `regions` there are of all classes; nothing is written where
         there is no plane, as all images lie on a line.
     """
-    import PIL.Image
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imread, imsave
 
     from toolkit.boundary.pictures import plot_plane
 
     view = EvaluationView.of(dataset)
-    drawn: list[npt.NDArray[np.uint8]] = []
+    drawn: list[npt.NDArray[np.float32]] = []
     found: list[dict[str, Any]] = []
     for triple in triples_of(pairs, 4 * count):
         if len(found) == count:
@@ -280,15 +280,15 @@ def draw_planes(
             class_names,
             labels=None if labels is None else [int(labels[index]) for index in triple],
         )
-        figure.set_dpi(120)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        drawn.append(np.asarray(canvas.buffer_rgba())[..., :3])
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=120)
+        buffer.seek(0)
+        drawn.append(imread(buffer)[..., :3])
         found.append({"images": list(triple), "regions": plane.n_regions})
     if drawn:
         height = max(len(picture) for picture in drawn)
-        padded = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0)), constant_values=255) for p in drawn]
-        PIL.Image.fromarray(np.concatenate(padded, axis=1)).save(path)
+        padded = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0)), constant_values=1) for p in drawn]
+        imsave(path, np.concatenate(padded, axis=1))
     return found
 
 

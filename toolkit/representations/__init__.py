@@ -5,8 +5,10 @@ from toolkit.representations.columns import ColumnChoice, independent_columns
 from toolkit.representations.embeddings import Embeddings
 from toolkit.representations.feature_map import FeatureExtractor, find_layer
 from toolkit.representations.pixels import Pixels
+from toolkit.representations.reduction import PrincipalComponents, Reduced, pca, reduce_vectors, umap
 from toolkit.representations.scattering import WaveletScattering
 from toolkit.representations.wavelet import WaveletCoefficients
+from toolkit.representations.written import WrittenFeatures
 
 __all__ = [
     "ColumnChoice",
@@ -14,10 +16,16 @@ __all__ = [
     "EvaluationView",
     "FeatureExtractor",
     "Pixels",
+    "PrincipalComponents",
+    "Reduced",
     "Representation",
     "Vectors",
     "WaveletCoefficients",
     "WaveletScattering",
+    "WrittenFeatures",
     "find_layer",
     "independent_columns",
+    "pca",
+    "reduce_vectors",
+    "umap",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,10 @@ SCOPES = ("class", "dataset")
 class BudgetedSelector(BaseSelector):
     """A selector whose budget is a fraction, a number of groups, or something else that decides how many stay."""
 
-    keep_fraction: float | None
+    #: Whether this selector can find out itself how many images may go (`keep_fraction="auto"`).
+    can_choose_fraction: ClassVar[bool] = False
+
+    keep_fraction: float | Literal["auto"] | None
     n_groups: int | None
     scope: str
     always_keep: Sequence[str | int]
@@ -31,11 +34,17 @@ class BudgetedSelector(BaseSelector):
             alternatives = " or ".join(f"`{name}`" for name in names)
             raise ValueError(f"{alternatives} must be given, exactly one, got {given or None}.")
         ((name, value),) = given.items()
+        if self._is_automatic():
+            return
         kinds = (int, np.integer) if name == "n_groups" else (int, float, np.number)
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise TypeError(f"`{name}` must be a {'whole ' * (name == 'n_groups')}number, got {value!r}.")
         if name == "keep_fraction":
             check_fraction("keep_fraction", float(value))
+
+    def _is_automatic(self) -> bool:
+        """Whether the model is to say how many images go."""
+        return self.can_choose_fraction and self.keep_fraction == "auto"
 
     def _classes(self, candidates: Candidates) -> npt.NDArray[np.int64]:
         """The class of each image within which it may be grouped, shape (N,)."""
@@ -49,12 +58,12 @@ class BudgetedSelector(BaseSelector):
         return candidates.labels.codes
 
     def _n_kept(self, candidates: Candidates, classes: npt.NDArray[np.int64]) -> int | None:
-        """How many images stay (or groups there are), or None if a threshold decides."""
+        """How many images stay (or groups there are), or None if a threshold or the model decides."""
         if self.n_groups is not None:
             if not 1 <= self.n_groups <= candidates.n_images:
                 raise invalid("n_groups", f"from 1 to the {candidates.n_images} images", self.n_groups)
             n_kept, name = self.n_groups, "n_groups"
-        elif self.keep_fraction is not None:
+        elif self.keep_fraction is not None and not isinstance(self.keep_fraction, str):
             n_kept, name = fraction_of(self.keep_fraction, candidates.n_images), "keep_fraction"
         else:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ class Cut:
         representative: Shape (N,), the index of the image that stands for it (itself if kept), -1 for none.
         distance: Shape (N,), dissimilarity to the representative, 0 if kept, NaN where there is none.
         influential: Shape (N,), images kept because their group has images of several labels; None for none.
+        boundary: Shape (N,), images kept because the path to their representative crosses a decision boundary; None
+            for none.
     """
 
     kept: npt.NDArray[np.bool_]
@@ -35,6 +37,7 @@ class Cut:
     representative: npt.NDArray[np.int64]
     distance: npt.NDArray[np.float32]
     influential: npt.NDArray[np.bool_] | None = None
+    boundary: npt.NDArray[np.bool_] | None = None
 
 
 class Recut(Protocol):
@@ -99,18 +102,24 @@ class MergeForest:
 
     def cut(self, n_kept: int) -> Cut:
         """Merge until exactly `n_kept` images stay: each class to its share, or all classes in order of height."""
+        return next(self.cuts([n_kept]))
+
+    def cuts(self, numbers: Iterable[int]) -> Iterator[Cut]:
+        """The cut for each of some numbers of images that stay; the merges are gone through once for all of them."""
         spared = [self._spared(c) for c in range(len(self.trees))]
-        if self.quota == "global":
-            n_merges = self._merges_by_height(n_kept, spared)
-        else:
-            low = np.array([self.min_of_class(c) for c in range(len(self.trees))], np.int64)
-            high = np.array([len(images) for images in self.images], np.int64)
-            quota = allocate(n_kept, self.sizes, low, high)
-            n_merges = [
-                int(np.searchsorted(spared[c], len(self.images[c]) - quota[c])) if quota[c] < len(self.images[c]) else 0
-                for c in range(len(self.trees))
-            ]
-        return self._assemble(n_merges)
+        low = np.array([self.min_of_class(c) for c in range(len(self.trees))], np.int64)
+        high = np.array([len(images) for images in self.images], np.int64)
+        for n_kept in numbers:
+            if self.quota == "global":
+                yield self._assemble(self._merges_by_height(n_kept, spared))
+            else:
+                quota = allocate(n_kept, self.sizes, low, high)
+                yield self._assemble(
+                    [
+                        int(np.searchsorted(lost, size - seats)) if seats < size else 0
+                        for lost, size, seats in zip(spared, high, quota, strict=True)
+                    ]
+                )
 
     def cut_at(self, threshold: float) -> Cut:
         """Do every merge whose height is at most `threshold`."""

@@ -20,15 +20,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Subset
 
+from toolkit.selection.automatic import curve_text
 from toolkit.selection.labels import Labels
 from toolkit.selection.recut import Cut, Recut, recut_from_arrays
 from toolkit.validation import check_fraction, fraction_of, invalid, shorten
 
 #: Why an image is in or out, in the order of their codes.
-STATUSES = ("kept", "redundant", "outlier", "random", "excluded", "influential")
-KEPT, REDUNDANT, OUTLIER, RANDOM, EXCLUDED, INFLUENTIAL = range(len(STATUSES))
+STATUSES = ("kept", "redundant", "outlier", "random", "excluded", "influential", "boundary")
+KEPT, REDUNDANT, OUTLIER, RANDOM, EXCLUDED, INFLUENTIAL, BOUNDARY = range(len(STATUSES))
 #: Those of images that stay.
-_STAYING = (KEPT, INFLUENTIAL)
+_STAYING = (KEPT, INFLUENTIAL, BOUNDARY)
 
 _FORMAT = 1
 _TABLE, _IDS, _TREE, _SUMMARY = "selection.csv", "kept.txt", "tree.npz", "selection.json"
@@ -95,6 +96,8 @@ class Selection:
         codes = np.where(cut.kept, KEPT, status).astype(np.uint8)
         if cut.influential is not None:
             codes[cut.influential] = INFLUENTIAL
+        if cut.boundary is not None:
+            codes[cut.boundary] = BOUNDARY
         if excluded is not None:
             codes[excluded] = EXCLUDED
         return cls(codes, cut.group, cut.representative, cut.distance, cut_status=status, **more)
@@ -120,14 +123,34 @@ class Selection:
         """
         return np.flatnonzero(self.status == INFLUENTIAL)
 
+    @property
+    def boundary(self) -> npt.NDArray[np.int64]:
+        """Indices of the images that stay because the model changes its mind on the way to their representative.
+
+        They are beyond the budget: without `verify` they would be `redundant`. Their group tells whose place they
+        would have left.
+        """
+        return np.flatnonzero(self.status == BOUNDARY)
+
+    def crossing_curve_text(self) -> str:
+        """How often paths to representatives cross, the more images go: what `keep_fraction="auto"` decided by.
+
+        Empty where a number decided. The curve itself is in `config["auto"]`, as
+        `toolkit.boundary.curves.plot_crossing_curve` takes it.
+        """
+        curve = self.config.get("auto")
+        return "" if curve is None else curve_text(curve)
+
     def _stays(self) -> npt.NDArray[np.bool_]:
         return np.isin(self.status, _STAYING)
 
     @property
     def reasons(self) -> list[str]:
-        """For every image why it stays (`kept`, `influential`) or goes (`redundant`, `outlier`, `random`, `excluded`).
+        """For every image why it stays or goes.
 
-        `influential` are those in a group of several labels, `excluded` those that a person took out.
+        Those that stay are `kept`, `influential` (in a group of several labels) or `boundary` (the model changes its
+        mind between them and their representative). Those that go are `redundant`, `outlier`, `random` or `excluded`
+        (by a person).
         """
         return [STATUSES[code] for code in self.status]
 
@@ -152,7 +175,8 @@ class Selection:
 
         Args:
             keep_fraction: In (0, 1]: `floor(keep_fraction * N)` images stay. What a person moved in `kept.txt` stays
-                moved, on top of that number.
+                moved, on top of that number. Paths are not walked anew: where `verify` kept images at the first
+                budget, none are kept for that at this one.
 
         Raises:
             ValueError: If the stored tree does not go down that far (see the selector's `tree_floor`), or none is
@@ -185,7 +209,7 @@ class Selection:
                 f"excluded",
                 keep_fraction,
             )
-        config = {**self.config, "keep_fraction": keep_fraction, "threshold": None, "n_groups": None}
+        config = {**self.config, "keep_fraction": keep_fraction, "threshold": None, "n_groups": None, "verify": False}
         again = Selection.from_cut(
             self.recut.cut(n_kept),
             self.cut_status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from toolkit.representations import Representation
 from toolkit.selection.base import as_representation
@@ -21,12 +21,18 @@ class SemanticSelector(TreeSelector):
     merged from the closest upwards until the budget is met; of each group the representative is kept and the others are
     `redundant`. Equal dissimilarities are ordered by index, so the same vectors give the same selection.
 
-    Give exactly one of `keep_fraction`, `n_groups` and `threshold`.
+    Give exactly one of `keep_fraction`, `n_groups` and `threshold`. Where `features` is a `FeatureExtractor`, its model
+    can say how many images may go, without any training run: with `keep_fraction="auto"` as many are removed as go to a
+    representative about as safely as the safest 2 %, where safe means that the model does not change its mind on the
+    straight path to it (see `toolkit.selection.automatic.crossing_curve`). What was found is in the selection's
+    `config["auto"]` and in words in `crossing_curve_text()`; where the paths tell nothing, a warning says why and all
+    images stay. With `verify`, whatever the budget, each removed image's own path is walked, and those whose path
+    crosses a boundary stay as `boundary`: more images stay than the budget says.
 
     Args:
         features: A representation such as `FeatureExtractor`, or vectors (N, D) that exist: array, tensor, memory map
             or the path of a `.npy` file.
-        keep_fraction: In (0, 1]: exactly `floor(keep_fraction * N)` of the N images stay.
+        keep_fraction: In (0, 1]: exactly `floor(keep_fraction * N)` of the N images stay. Or `auto`.
         n_groups: How many images stay, instead of a fraction.
         threshold: Merge all groups whose dissimilarity is at most this, in [0, 2], instead of meeting a budget.
         linkage: The dissimilarity of two groups: `complete` (of their two most unlike images: bounds the diameter of a
@@ -38,17 +44,26 @@ class SemanticSelector(TreeSelector):
         scope: `class` groups images of one class only and needs labels; `dataset` ignores labels.
         always_keep: Ids (or indices, where images have no file) of images that stay whatever they resemble.
         always_remove: Ids of images that go.
-        tree_floor: How far down `Selection.with_keep_fraction` can later cut anew, as a fraction of the images.
-        seed: For `representative="random"`.
+        tree_floor: How far down `Selection.with_keep_fraction` can later cut anew, as a fraction of the images; also
+            the smallest fraction that `auto` looks at.
+        tolerance: For `auto`, in (0, 1): how far the share of paths that cross may rise from that of the safest images
+            (0) towards that of random pairs of one class (1).
+        num_pairs: For `auto`: how many paths are walked, at least 500; a quarter of the images and at least 2,000 if
+            None. More make the fraction depend less on the seed.
+        num_points: For `auto` and `verify`: crossings are looked for down to the distance of so many evenly spread
+            points of a path, at least 3.
+        verify: Whether images stay whose path to their representative crosses a boundary.
+        seed: For `representative="random"`, and the paths that `auto` walks.
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: From `select`, for arguments that are out of range or do not fit the data set, and where features
-            are not finite or zero.
+        ValueError: From `select`, for arguments that are out of range or do not fit the data set, where features are
+            not finite or zero, and where a model is to be asked but `features` has none.
 
     References:
         Birodkar, Mobahi, Bengio, "Semantic Redundancies in Image-Classification Datasets: The 10% You Don't Need",
-        arXiv 1901.11409. The linkage and the spread over classes are not told there; here they are options.
+        arXiv 1901.11409. The linkage and the spread over classes are not told there; here they are options. How many
+        images can go is found there by training at many fractions; `auto` and `verify` are this project's.
 
     Example:
         >>> import numpy as np
@@ -57,6 +72,8 @@ class SemanticSelector(TreeSelector):
         >>> selection.kept
         array([0, 2])
     """
+
+    can_choose_fraction: ClassVar[bool] = True
 
     settings: ClassVar[tuple[str, ...]] = (
         "keep_fraction",
@@ -69,13 +86,17 @@ class SemanticSelector(TreeSelector):
         "always_keep",
         "always_remove",
         "tree_floor",
+        "tolerance",
+        "num_pairs",
+        "num_points",
+        "verify",
         "seed",
     )
 
     def __init__(
         self,
         features: Representation | Any,
-        keep_fraction: float | None = None,
+        keep_fraction: float | Literal["auto"] | None = None,
         *,
         n_groups: int | None = None,
         threshold: float | None = None,
@@ -86,6 +107,10 @@ class SemanticSelector(TreeSelector):
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
         tree_floor: float = 0.5,
+        tolerance: float = 0.1,
+        num_pairs: int | None = None,
+        num_points: int = 17,
+        verify: bool = False,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -100,6 +125,10 @@ class SemanticSelector(TreeSelector):
         self.always_keep = always_keep
         self.always_remove = always_remove
         self.tree_floor = tree_floor
+        self.tolerance = tolerance
+        self.num_pairs = num_pairs
+        self.num_points = num_points
+        self.verify = verify
         self.seed = seed
         self.progress = progress
 

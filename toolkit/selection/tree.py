@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +13,11 @@ from tqdm.auto import tqdm
 
 from toolkit.distributed import on_rank_zero, world
 from toolkit.grouping import MergeTree, Representatives, find_representatives, merge_tree
-from toolkit.representations import Representation, Vectors
+from toolkit.representations import FeatureExtractor, Representation, Vectors
+from toolkit.selection.automatic import crossing_curve
 from toolkit.selection.base import Candidates, fingerprint_of, source_of
 from toolkit.selection.budget import SCOPES, BudgetedSelector
+from toolkit.selection.path_prober import PathProber, keep_crossing
 from toolkit.selection.quota import QUOTAS, allocate
 from toolkit.selection.recut import Cut, MergeForest
 from toolkit.selection.result import Selection
@@ -23,6 +27,8 @@ from toolkit.validation import check_choice, check_fraction, check_vectors, frac
 _MIXED_MERGES = 1.7
 #: How much deeper trees are grown than the last ones suggest, where that was not enough.
 _MARGIN = 1.15
+#: Fewer pairs than this tell nothing about how often paths cross.
+_LEAST_PAIRS = 500
 
 
 class TreeSelector(BudgetedSelector):
@@ -30,6 +36,10 @@ class TreeSelector(BudgetedSelector):
 
     A subclass says which vectors, metric, linkage and rule for representatives to use; its documentation tells the
     arguments.
+
+    Where the vectors come from a network (a `FeatureExtractor`), it can also be asked which images may go: a selector
+    that sets `can_choose_fraction` takes `keep_fraction="auto"` (see `toolkit.selection.automatic.crossing_curve`), and
+    any may set `verify`.
     """
 
     #: The dissimilarity of two vectors, and the largest that a threshold may ask for.
@@ -43,6 +53,11 @@ class TreeSelector(BudgetedSelector):
     tree_floor: float | None
     seed: int
     progress: bool
+    #: How far the crossing rate may rise, and how paths are walked, for selectors that do not let their users say.
+    tolerance: float = 0.1
+    num_pairs: int | None = None
+    num_points: int = 17
+    verify: bool = False
 
     def representation(self) -> Representation:
         """What turns images into vectors for this selector."""
@@ -58,6 +73,31 @@ class TreeSelector(BudgetedSelector):
         check_choice("scope", self.scope, SCOPES)
         if self.tree_floor is not None:
             check_fraction("tree_floor", self.tree_floor)
+        self._check_paths()
+
+    def _check_paths(self) -> None:
+        """Refuse what the walks between images and their representatives cannot be done with."""
+        for name, value, least in (("num_pairs", self.num_pairs, _LEAST_PAIRS), ("num_points", self.num_points, 3)):
+            if value is None and name == "num_pairs":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
+            if value < least:
+                raise invalid(name, f"at least {least}", value)
+        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float, np.number)):
+            raise TypeError(f"`tolerance` must be a number in (0, 1), got {self.tolerance!r}.")
+        if not 0 < self.tolerance < 1:
+            raise invalid("tolerance", "in (0, 1)", self.tolerance)
+        if not isinstance(self.verify, (bool, np.bool_)):
+            raise TypeError(f"`verify` must be True or False, got {self.verify!r}.")
+        automatic = self._is_automatic()
+        if (automatic or self.verify) and not isinstance(self.representation(), FeatureExtractor):
+            asked = "keep_fraction='auto'" if automatic else "verify=True"
+            other = ", or `keep_fraction` a number" if automatic else ""
+            got = type(self.representation()).__name__
+            raise invalid("features", f"a FeatureExtractor, whose model is asked, where {asked}{other}", got)
+        if automatic and self.tree_floor is None:
+            raise invalid("tree_floor", "a fraction where keep_fraction='auto' looks for a cut above it", None)
 
     def select(self, dataset: Any = None, labels: Any = None, ids: Sequence[str] | None = None) -> Selection:
         """Choose the images of a data set that stay.
@@ -71,22 +111,70 @@ class TreeSelector(BudgetedSelector):
         self.check()
         representation = self.representation()
         dataset = source_of(dataset, representation)
-        needs = self.scope == "class"
+        needs = self.scope == "class" or self._is_automatic()
         candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
         classes = self._classes(candidates)
         n_kept = self._n_kept(candidates, classes)
+        if self._is_automatic():
+            self._check_candidates(candidates)
         vectors = check_vectors(representation.vectors(dataset), "features", nonzero=self.metric == "cosine")
         # The vectors are the same on every rank; grouping them is one rank's work, the others wait for its result.
-        cut, forest = on_rank_zero(lambda: self._choose(vectors, candidates, classes, n_kept))
+        cut, forest, found = on_rank_zero(lambda: self._decide(dataset, vectors, candidates, classes, n_kept))
         return Selection.from_cut(
             cut,
             excluded=candidates.excluded,
             ids=candidates.ids,
             labels=candidates.labels,
-            config=self.config(),
+            config=self.config() | found,
             fingerprint=fingerprint_of(dataset),
             recut=forest,
         )
+
+    @staticmethod
+    def _check_candidates(candidates: Candidates) -> None:
+        """Refuse what a budget that is not known yet cannot be found for."""
+        candidates.check_budget(max(1, int(candidates.preferred.sum())))
+        if candidates.labels is None:
+            raise ValueError(
+                "`labels` must be given where keep_fraction='auto', got None and a data set that has none: paths to "
+                "representatives are compared with those of random pairs of one class. Give labels, or "
+                "`keep_fraction` a number."
+            )
+
+    def _decide(
+        self,
+        dataset: Any,
+        vectors: Vectors,
+        candidates: Candidates,
+        classes: npt.NDArray[np.int64],
+        n_kept: int | None,
+    ) -> tuple[Cut, MergeForest | None, dict[str, Any]]:
+        """Who stays, the merge trees, and what was found out on the way, as plain values."""
+        if not (self._is_automatic() or self.verify):
+            return *self._choose(vectors, candidates, classes, n_kept), {}
+        extractor = self.representation()
+        assert isinstance(extractor, FeatureExtractor)
+        probe = PathProber(extractor, dataset, self.num_points, seed=self.seed, progress=self.progress)
+        found: dict[str, Any] = {}
+        forest: MergeForest | None
+        if self._is_automatic():
+            assert candidates.labels is not None
+            forest = self._forest(vectors, candidates, classes, None)
+            curve = crossing_curve(
+                forest,
+                candidates.labels.codes,
+                probe,
+                tolerance=float(self.tolerance),
+                num_pairs=self.num_pairs,
+                seed=self.seed,
+            )
+            found["auto"] = replace(curve, n_evaluations=probe.n_evaluations).plain()
+            if curve.chosen is None:
+                warnings.warn(f"keep_fraction='auto': {curve.message}.", stacklevel=5)
+            cut = forest.cut(candidates.n_images - int(candidates.excluded.sum()) - curve.n_removed)
+        else:
+            cut, forest = self._choose(vectors, candidates, classes, n_kept)
+        return keep_crossing(cut, probe) if self.verify else cut, forest, found
 
     def _choose(
         self, vectors: Vectors, candidates: Candidates, classes: npt.NDArray[np.int64], n_kept: int | None

@@ -1,0 +1,420 @@
+"""Where a model changes its mind between training images, watched while it trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from toolkit.boundary.curves import plot_boundary_curves
+from toolkit.boundary.evaluation import PRECISIONS
+from toolkit.boundary.pairs import STRATA, PathPairs, check_draw, codes_of, draw_pairs
+from toolkit.boundary.path_table import PathTable, rows_of
+from toolkit.boundary.probing import PairWalker, draw_paths
+from toolkit.boundary.report import BoundaryReport
+from toolkit.boundary.strata import METRICS, redundancy_limit, summarise
+from toolkit.cache import check_writable
+from toolkit.datasets import ids_of
+from toolkit.distributed import gather_objects, on_rank_zero, share, together, world
+from toolkit.lightning_views import evaluation_view_of
+from toolkit.representations import EvaluationView, Representation
+from toolkit.representations.feature_map import find_layer
+from toolkit.reproducibility import preserved_rng
+from toolkit.selection import Selection
+from toolkit.validation import check_choice, invalid
+
+from .image_logging import send_image, takes_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["DecisionBoundaryMonitor"]
+
+#: Strategies that spread one model's weights over processes, which cannot run it one process at a time.
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+class DecisionBoundaryMonitor(L.Callback):
+    """Watch, while a model trains, where it changes its mind between pairs of training images.
+
+    The pairs are drawn once (`toolkit.boundary.draw_pairs`): images that a `PrunedDataModule` removes and those kept in
+    their place, near and far images of one class, near images of two classes, any two images. After every
+    `every_n_epochs`-th epoch and the last of `max_epochs`, the straight path between the two images of each pair is
+    walked (`toolkit.boundary.probe_paths`), without augmentation, in evaluation mode. Training is not touched: its
+    losses are the same, bit for bit, with and without this callback.
+
+    | key | of the kind's paths |
+    |---|---|
+    | `boundary/{kind}/crossing_rate` | share with a crossing, where the predicted class changes |
+    | `boundary/{kind}/crossings_mean` | crossings a path |
+    | `boundary/{kind}/reentry_rate` | share that comes back to a class it has left |
+    | `boundary/{kind}/first_crossing_mean` | where the first crossing is, 0 to 1, of those with one; NaN without any |
+    | `boundary/{kind}/margin_min_mean` | smallest margin (top minus second score) on a path; not with classes alone |
+    | `boundary/{kind}/feature_distance_mean` | cosine dissimilarity of the ends' feature maps; with `layer` |
+    | `boundary/redundant/still_redundant` | share whose dissimilarity is within the selection's; with `layer` |
+
+    Kinds are `redundant`, `same_class_near`, `same_class_far`, `cross_class_near` and `random`. The keys can be
+    monitored: `ModelCheckpoint(monitor="boundary/random/crossing_rate")`. The values before training go to the loggers
+    as step 0.
+
+    Into `dirpath` go `boundaries.csv` (a row a path and epoch; `epoch` is the number of epochs trained, 0 before
+    training), `paths-epoch=0003.png` and, at the end, `curves.png`. Pictures also go to loggers that take them
+    (TensorBoard, W&B, MLflow, Comet). A new run replaces what an earlier one left there. A checkpoint carries the pairs
+    and the rates so far: a resumed run walks the identical paths, and goes on in the table if `dirpath` is the same.
+
+    `still_redundant` compares with the selection's `threshold`, or else the largest distance of a removed image to the
+    one kept for it; it is told where these are cosine dissimilarities of feature maps (`SemanticSelector`,
+    `FeatureMapSelector`).
+
+    Args:
+        num_pairs: How many pairs to watch, over all kinds.
+        layer: A layer whose feature maps of the pairs' images are compared too, by its name or a unique ending of it.
+        num_points: Points of the regular grid on each path, both ends included.
+        tolerance: The width, of the path's length 1, to which each crossing is bracketed.
+        every_n_epochs: After how many epochs to look again.
+        before_training: Whether to look before the first step too.
+        strata: Which kinds of pairs. Those that the data does not allow are left out.
+        features: A representation, or vectors of all images, that tells near from far; the images themselves if None.
+        decision: Makes scores (B, C), or integer classes (B,), of what the model returns, where that is not logits.
+        precision: "float32", or "bf16" for a faster, coarser look.
+        batch_size: Images a forward.
+        seed: Of the draw.
+        dirpath: The folder to write into; `name` in the trainer's `log_dir`, or else `default_root_dir`, if None.
+        picture: Whether to draw.
+        num_pictured: Pairs in the picture of paths.
+        name: The first part of the keys and the folder's name. Several monitors need different ones.
+
+    Raises:
+        MisconfigurationException: From `setup`, for arguments that are out of range, a layer that the model does not
+            have, a model without `forward`, a folder that cannot be written to, or another monitor of this name; at the
+            start, if labels are no classes of the model, or a checkpoint's pairs are from other data.
+
+    References:
+        Yousefzadeh, "Using wavelets to analyze similarities in image datasets", arXiv 2002.10257, section 5.3, walks
+        between images of a trained model. Here the same is told of a model while it learns.
+
+    Example:
+        >>> monitor = DecisionBoundaryMonitor(num_pairs=64, every_n_epochs=5)
+        >>> trainer = L.Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> monitor.history
+        []
+    """
+
+    def __init__(
+        self,
+        num_pairs: int = 256,
+        layer: str | None = None,
+        *,
+        num_points: int = 17,
+        tolerance: float = 1e-2,
+        every_n_epochs: int = 1,
+        before_training: bool = True,
+        strata: Sequence[str] = STRATA,
+        features: Representation | Any = None,
+        decision: Callable[[Any], Tensor] | None = None,
+        precision: str = "float32",
+        batch_size: int = 256,
+        seed: int = 0,
+        dirpath: str | Path | None = None,
+        picture: bool = True,
+        num_pictured: int = 24,
+        name: str = "boundary",
+    ) -> None:
+        self.num_pairs = num_pairs
+        self.layer = layer
+        self.num_points = num_points
+        self.tolerance = tolerance
+        self.every_n_epochs = every_n_epochs
+        self.before_training = before_training
+        self.strata = strata
+        self.features = features
+        self.decision = decision
+        self.precision = precision
+        self.batch_size = batch_size
+        self.seed = seed
+        self.dirpath = dirpath
+        self.picture = picture
+        self.num_pictured = num_pictured
+        self.name = name
+        #: The pairs, once they are drawn.
+        self.pairs: PathPairs | None = None
+        #: What was found last.
+        self.report: BoundaryReport | None = None
+        #: One dictionary for each look and kind of pairs: `epoch`, and what `toolkit.boundary.summarise` tells.
+        self.history: list[dict[str, Any]] = []
+        self._n_images: int | None = None
+        self._restored = False
+        self._folder: Path | None = None
+        self._walker: PairWalker | None = None
+        self._selection: Selection | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells monitors of different names apart in a checkpoint."""
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pairs and the rates so far."""
+        return {
+            "pairs": None if self.pairs is None else self.pairs.state_dict(),
+            "n_images": self._n_images,
+            "history": [dict(row) for row in self.history],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the pairs and the rates of a checkpoint."""
+        self.pairs = None if state_dict["pairs"] is None else PathPairs.from_state_dict(state_dict["pairs"])
+        self._n_images = state_dict["n_images"]
+        self.history = [dict(row) for row in state_dict["history"]]
+        self._restored = self.pairs is not None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, before the first epoch."""
+        if stage != "fit":
+            return
+        try:
+            self._check()
+            if self.layer is not None and not is_overridden("configure_model", pl_module):
+                find_layer(pl_module, self.layer)
+        except (ValueError, TypeError) as error:
+            raise MisconfigurationException(str(error)) from error
+        if type(pl_module).forward is L.LightningModule.forward:
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} must have a `forward` from images to logits, got none: paths are walked "
+                "by calling the module."
+            )
+        if type(trainer.strategy).__name__ in _SHARDED:
+            raise MisconfigurationException(
+                "`strategy` must keep the whole model on each device for DecisionBoundaryMonitor, got "
+                f"{type(trainer.strategy).__name__}."
+            )
+        folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self.name)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, DecisionBoundaryMonitor) and other is not self:
+                if other.name == self.name:
+                    raise MisconfigurationException(
+                        f"`name` must be another for each monitor, got {self.name!r} twice."
+                    )
+                if other.dirpath is not None and other.dirpath == self.dirpath:
+                    raise MisconfigurationException(
+                        f"`dirpath` must be another for each monitor, got {str(self.dirpath)!r} twice."
+                    )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(f"{self.name}: a quick try walks few paths and writes no files.")
+            return
+        try:
+            on_rank_zero(lambda: self._check_folder(folder))
+        except (OSError, ValueError) as error:
+            raise MisconfigurationException(str(error)) from error
+        self._folder = folder
+        if not trainer.loggers:
+            rank_zero_info(f"{self.name}: there is no logger, so rates and pictures are in {folder} only.")
+        elif self.picture and not any(takes_images(logger) for logger in trainer.loggers):
+            rank_zero_info(f"{self.name}: no logger takes pictures, so they are in {folder} only.")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the pairs, and look at the untrained model."""
+        with preserved_rng():
+            self._begin(trainer, pl_module)
+            if self.before_training and trainer.global_step == 0:
+                values = self._look(trainer, pl_module, epoch=0, step=0)
+                # For whoever monitors a key before the first look after an epoch.
+                trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+                for logger in trainer.loggers:
+                    logger.log_metrics(values, step=0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the model after every n-th epoch and the last."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+            return
+        with preserved_rng():
+            values = self._look(trainer, pl_module, epoch, step=max(0, trainer.global_step - 1))
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": world()[1] > 1}
+        pl_module.log_dict(values, **options)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw how the rates changed."""
+        if self._folder is None or not self.picture or not self.history:
+            return
+        path, step = self._folder / "curves.png", max(0, trainer.global_step - 1)
+        with preserved_rng():
+            on_rank_zero(
+                lambda: self._draw(trainer, "curves", path, step, lambda: plot_boundary_curves(self.history, before=0))
+            )
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go of the images."""
+        self._walker = self._selection = None
+
+    def _check(self) -> None:
+        """Refuse arguments that are out of range."""
+        check_draw(self.num_pairs, self.strata)
+        for name, least in (("num_points", 2), ("every_n_epochs", 1), ("batch_size", 1), ("num_pictured", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
+            if value < least:
+                raise invalid(name, f"at least {least}", value)
+        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float)):
+            raise TypeError(f"`tolerance` must be a number in (0, 1], got {self.tolerance!r}.")
+        if not 0.0 < self.tolerance <= 1.0:
+            raise invalid("tolerance", "in (0, 1]", self.tolerance)
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.decision is not None and not callable(self.decision):
+            raise TypeError(f"`decision` must be a function, got {self.decision!r}.")
+        if not self.name or self.name != Path(self.name).name:
+            raise invalid("name", "a text that can name a folder", self.name)
+
+    def _check_folder(self, folder: Path) -> None:
+        check_writable(folder, "dirpath")
+        PathTable(folder / "boundaries.csv").check()
+
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Have the pairs, and the files as the epochs done so far left them."""
+        view = evaluation_view_of(trainer)
+        selection = getattr(trainer.datamodule, "selection", None)  # type: ignore[attr-defined]
+        self._selection = selection if isinstance(selection, Selection) else None
+        if not self._restored and trainer.global_step == 0:
+            self.pairs, self.history = None, []
+        self._restored = False
+        self.history = [row for row in self.history if row["epoch"] <= trainer.current_epoch]
+        labels = together(lambda: codes_of(view, self._selection))
+        if self.pairs is None:
+            quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+            self.pairs = self._drawn(view, labels, quick)
+        elif self._n_images != len(view):
+            raise MisconfigurationException(
+                f"The training data changed: the pairs of the checkpoint are from {self._n_images} images, the data "
+                f"set now has {len(view)}."
+            )
+        self._n_images = len(view)
+        self._walker = PairWalker(
+            view,
+            self.pairs,
+            num_points=self.num_points,
+            tolerance=self.tolerance,
+            layer=self.layer,
+            decision=self.decision,
+            precision=self.precision,
+            batch_size=self.batch_size,
+        )
+        together(lambda: self._check_classes(pl_module, labels))
+        if self._folder is not None:
+            on_rank_zero(lambda: self._clean(trainer.global_step == 0))
+
+    def _drawn(self, view: EvaluationView, labels: Any, quick: bool) -> PathPairs:
+        """The pairs, the same on all ranks."""
+        pairs = together(
+            lambda: draw_pairs(
+                view,
+                selection=self._selection,
+                labels=labels,
+                num_pairs=2 * len(self.strata) if quick else self.num_pairs,
+                strata=self.strata,
+                features=self.features,
+                pool_size=256 if quick else 10_000,
+                seed=self.seed,
+            )
+        )
+        # Rounding may differ between machines, and with it which of two images is the nearest.
+        pairs = gather_objects(pairs)[0]
+        counts = ", ".join(f"{count} {name}" for name, count in pairs.counts().items())
+        missing = [name for name in self.strata if name not in pairs.strata]
+        more = f"; the data has no pairs of the kinds {', '.join(missing)}" if missing else ""
+        rank_zero_info(f"{self.name}: walking the paths of {len(pairs)} pairs of images ({counts}{more})")
+        return pairs
+
+    def _check_classes(self, pl_module: L.LightningModule, labels: Any) -> None:
+        """Refuse a model that cannot be asked, or labels that are none of its classes."""
+        assert self._walker is not None
+        scores = self._walker.scores(pl_module)
+        if self.decision is None and labels is not None:
+            wrong = labels[(labels < 0) | (labels >= scores.shape[1])]
+            if len(wrong):
+                raise MisconfigurationException(
+                    f"The labels must be classes of the model, 0 to {scores.shape[1] - 1}, got {int(wrong[0])}. Give "
+                    "`decision` if its output is to be read in another way."
+                )
+
+    def _clean(self, is_new: bool) -> None:
+        """Remove what an earlier run left, or of epochs that are done again."""
+        assert self._folder is not None
+        epochs = {row["epoch"] for row in self.history}
+        PathTable(self._folder / "boundaries.csv").keep(epochs)
+        for path in self._folder.glob("paths-epoch=*.png"):
+            number = path.stem.rpartition("=")[2]
+            if is_new or (number.isdigit() and int(number) not in epochs):
+                path.unlink()
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int, step: int) -> dict[str, float]:
+        """Walk all paths, each rank its share, and write what was found.
+
+        Returns:
+            What to log, by key.
+        """
+        assert self.pairs is not None
+        assert self._walker is not None
+        walker, pairs = self._walker, self.pairs
+        start, stop = share(len(pairs), 1)
+        parts = gather_objects(together(lambda: walker(pl_module, start, stop)))
+        walked = [part for part in parts if part is not None]
+        self.report = report = BoundaryReport.concatenate([part for part, _ in walked])
+        distances = None if self.layer is None else np.concatenate([part for _, part in walked])
+        summary = summarise(report, pairs, distances=distances, limit=redundancy_limit(self._selection))
+        rows = [{"epoch": epoch, **row} for row in summary]
+        self.history += rows
+        if self._folder is not None:
+            on_rank_zero(lambda: self._write(trainer, report, epoch, step))
+        has_margins = not np.isnan(report.margin_min).all()
+        keys = [name for name in METRICS if has_margins or name != "margin_min_mean"]
+        keys += ["feature_distance_mean", "still_redundant"]
+        return {f"{self.name}/{row['stratum']}/{key}": row[key] for row in rows for key in keys if key in row}
+
+    def _write(self, trainer: L.Trainer, report: BoundaryReport, epoch: int, step: int) -> None:
+        """Add to the table and draw; a full disk costs the files, not the training."""
+        assert self._folder is not None
+        assert self.pairs is not None
+        assert self._walker is not None
+        pairs, images, folder = self.pairs, self._walker.view.dataset, self._folder
+        names = ids_of(images)
+        id_of = str if names is None else names.__getitem__
+        when = "before training" if epoch == 0 else f"after {epoch} {'epoch' if epoch == 1 else 'epochs'}"
+        try:
+            rows = rows_of(report, pairs, id_of, epoch=epoch, step=trainer.global_step)
+            PathTable(folder / "boundaries.csv").append(rows)
+        except OSError as error:
+            warnings.warn(f"{self.name}: crossings {when} could not be written ({error}).", stacklevel=2)
+        if not self.picture:
+            return
+        known = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        classes = list(known) if isinstance(known, (list, tuple)) else None
+        self._draw(
+            trainer,
+            "paths",
+            folder / f"paths-epoch={epoch:04d}.png",
+            step,
+            lambda: draw_paths(report, pairs, images, class_names=classes, num_pictured=self.num_pictured, when=when),
+        )
+
+    def _draw(self, trainer: L.Trainer, what: str, path: Path, step: int, draw: Callable[[], Figure | None]) -> None:
+        """A picture, if there is one, into a file and to the loggers that take it."""
+        figure = draw()
+        if figure is None:
+            return
+        try:
+            figure.savefig(path, dpi=120)
+        except OSError as error:
+            warnings.warn(f"{self.name}: {path} could not be written ({error}).", stacklevel=2)
+            return
+        for logger in trainer.loggers:
+            send_image(logger, f"{self.name}/{what}", path, step)

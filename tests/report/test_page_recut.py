@@ -1,0 +1,148 @@
+"""What the page cuts anew is, image by image, what Python cuts."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from toolkit import RandomSelector, Selection, SemanticSelector, WaveletSelector
+from toolkit.report import write_report
+from toolkit.selection import quota
+from toolkit.selection.result import INFLUENTIAL, KEPT
+
+
+def semantic(**more):
+    def select(digits):
+        vectors = digits.tensors[0].flatten(1).numpy()
+        options = {"keep_fraction": 0.85, "tree_floor": 0.2, "progress": False, **more}
+        return SemanticSelector(vectors, **options).select(digits)
+
+    return select
+
+
+def wavelet(digits):
+    return WaveletSelector(n_groups=50, tree_floor=0.5, progress=False).select(digits)
+
+
+def wrong_labels(digits):
+    vectors = digits.tensors[0].flatten(1).numpy()
+    labels = digits.tensors[1].numpy().copy()
+    labels[::9] = (labels[::9] + 1) % 10
+    # One merge in three brings two labels together, and always_keep holds images in such groups.
+    return WaveletSelector(0.8, features=vectors, tree_floor=0.6, always_keep=range(40, 60), progress=False).select(
+        labels=labels
+    )
+
+
+def ranked(**more):
+    return lambda digits: RandomSelector(0.5, seed=3, **more).select(digits)
+
+
+def edited(folder):
+    def select(digits):
+        place = semantic()(digits).save(folder)
+        names = (place / "kept.txt").read_text().split()
+        gone = sorted(set(map(str, range(240))) - set(names), key=int)
+        (place / "kept.txt").write_text("\n".join([*names[5:], *gone[:4]]) + "\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Selection.load(place)
+
+    return select
+
+
+CASES = {
+    "proportional": semantic(),
+    "global": semantic(quota="global"),
+    "held and taken out": semantic(always_keep=[0, 1, 2, 10, 20, 30, 31, 32, 33], always_remove=[5, 6, 7, 100]),
+    "global, held and taken out": semantic(quota="global", always_keep=range(0, 60, 3), always_remove=range(1, 60, 9)),
+    "whole data set": semantic(scope="dataset", linkage="average"),
+    "single linkage, random": semantic(scope="dataset", linkage="single", representative="random"),
+    "threshold": semantic(keep_fraction=None, threshold=0.03),
+    "groups kept whole": wavelet,
+    "many groups kept whole": wrong_labels,
+    "ranking": ranked(),
+    "ranking by class": ranked(balance="label", always_keep=range(20), always_remove=range(30, 50)),
+}
+
+
+def assert_same(found, wanted):
+    for name in ("status", "group", "representative"):
+        assert found[name] == getattr(wanted, name).tolist(), name
+    assert np.array_equal(np.array(found["distance"], np.float32), wanted.distance, equal_nan=True)
+
+
+def check(selection, digits, path, visit):
+    write_report(selection, digits, path, progress=False)
+    page = visit(path)
+    assert_same(page.selection(), selection)
+    low = selection.recut.min_kept() / len(selection)
+    high = 1 - selection.recut.excluded.sum() / len(selection)
+    for fraction in (low, *np.linspace(low, high, 9)[1:-1].round(4).tolist(), high, 0.29 if low < 0.29 else 0.7):
+        wanted = selection.with_keep_fraction(fraction)
+        page.page.evaluate(
+            "(fraction) => report.view.selection.cut(report.fractionOf(fraction, report.facts.images))", fraction
+        )
+        assert_same(page.selection(), wanted)
+        assert page.page.evaluate("report.view.selection.keptText()") == wanted._kept_text()
+        table = page.page.evaluate("report.view.selection.table().map((row) => Array.from(row))")
+        for row, count in zip(table, wanted.counts().values(), strict=True):
+            staying = row[KEPT] + row[INFLUENTIAL]
+            assert (staying, sum(row) - staying) == (count["kept"], count["removed"])
+    page.page.evaluate("report.view.selection.asSaved()")
+    assert_same(page.selection(), selection)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cuts_are_those_of_python(case, digits, tmp_path, visit):
+    selection = CASES[case](digits)
+    if "kept whole" in case:
+        assert len(selection.influential)
+    check(selection, digits, tmp_path / "report.html", visit)
+
+
+def test_what_a_person_moved_stays_moved(digits, tmp_path, visit):
+    selection = edited(tmp_path / "saved")(digits)
+    assert len(selection.edits) == 9
+    check(selection, digits, tmp_path / "report.html", visit)
+
+
+@pytest.mark.parametrize("quota_of", ["proportional", "global"])
+def test_the_distance_at_the_cut_is_that_of_the_last_merge(quota_of, digits, tmp_path, visit):
+    selection = semantic(quota=quota_of)(digits)
+    path = write_report(selection, digits, tmp_path / "report.html", progress=False)
+    page = visit(path)
+    forest = selection.recut
+    for n_kept in (200, 120):
+        cut = forest.cut(n_kept)
+        heights = [
+            tree.heights[len(images) - len(np.unique(cut.group[images])) - 1]
+            for tree, images in zip(forest.trees, forest.images, strict=True)
+            if len(images) > len(np.unique(cut.group[images]))
+        ]
+        found = page.page.evaluate(
+            "(n) => { report.view.selection.cut(n); return report.view.selection.heights; }", n_kept
+        )
+        assert [height for height in found if height is not None] == pytest.approx(heights, rel=0, abs=0)
+        merged, kept = forest.curve()
+        if quota_of == "global":
+            assert kept[np.flatnonzero(merged == max(heights))[-1]] == n_kept
+
+
+def test_seats_are_those_of_python(digits, tmp_path, visit):
+    path = write_report(ranked()(digits), digits, tmp_path / "report.html", progress=False)
+    page = visit(path)
+    rng = np.random.default_rng(0)
+    tables = []
+    for _ in range(300):
+        n_classes = int(rng.integers(1, 9))
+        sizes = rng.integers(0, 30, n_classes)
+        low = rng.integers(0, sizes + 1)
+        high = rng.integers(low, sizes + 1)
+        total = int(rng.integers(low.sum(), high.sum() + 1))
+        tables.append([total, sizes.tolist(), low.tolist(), high.tolist()])
+    found = page.page.evaluate("(tables) => tables.map((table) => report.allocate(...table))", tables)
+    wanted = [quota.allocate(total, *map(np.array, rest)).tolist() for total, *rest in tables]
+    assert found == wanted
+    with pytest.raises(Exception, match="cannot be spread"):
+        page.page.evaluate("report.allocate(9, [3, 4], [0, 0], [3, 4])")

@@ -1,0 +1,337 @@
+"""Everything that the page needs, gathered and written as one file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import toolkit
+from toolkit.insight import influential_pairs, most_isolated
+from toolkit.report.packing import array_element, json_text, narrowest, plain, text_element
+from toolkit.report.projection import points_of
+from toolkit.report.thumbnails import Sheets, make_sheets, side_for
+from toolkit.representations.reduction import METHODS
+from toolkit.selection.recut import Recut
+from toolkit.selection.result import _STAYING, STATUSES, Selection
+from toolkit.validation import check_choice, check_vectors, invalid
+
+#: What tells a report from a file of the user's.
+GENERATOR = "dataset-pruning-toolkit report"
+#: Bytes of the whole file, and what the thumbnails may have at least when everything else is large.
+_MOST_BYTES, _LEAST_SHEET_BYTES = 60_000_000, 8_000_000
+#: Bytes of what later cuts are made from, as text: more is left out, and the page has no slider.
+_MOST_RECUT_BYTES = 24_000_000
+#: Images up to which the nearest other image of each is looked for.
+_MOST_FOR_ISOLATED = 100_000
+_N_ISOLATED, _N_PAIRS = 120, 200
+#: What the page's script can cut anew.
+_RECUTS = ("merge_forest", "outlier_forest", "ranking")
+_SCRIPTS = ("store.js", "recut.js", "cloud.js", "galleries.js", "page.js")
+
+
+def write_report(
+    selection: Selection,
+    dataset: Any,
+    path: str | Path,
+    *,
+    vectors: npt.ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+    projection: str = "pca",
+    max_images: int = 50_000,
+    title: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write one HTML file in which a person turns, searches and cuts anew a selection, without a network.
+
+    The page shows the images as points in space, an image with the one that stands for it and its group, why it went,
+    galleries, and a table of the classes. Where the selection has what later cuts are made from, a slider makes them in
+    the page, exactly as `Selection.with_keep_fraction` does, and `kept.txt` of the cut can be downloaded.
+
+    The file has at most 60 MB: thumbnails have 64 pixels for up to 12,500 images, 48 up to 22,222, 32 up to 50,000, 24
+    up to 88,888 and 16 up to 200,000, and are lossless where that fits, else as good as fits.
+
+    Args:
+        selection: The selection.
+        dataset: The images that it was chosen from, N of them: a data set or an `EvaluationView`. Each image is read
+            once; those that cannot be read are counted in a `UserWarning` and on the page.
+        path: The file. One that exists is replaced if it is such a report, and refused otherwise.
+        vectors: Shape (N, D), what the images were compared by: without them the page has no points in space, no
+            distances of influential pairs and no images that are unlike all others.
+        class_names: A name for each label that is a number.
+        projection: `pca`, or `umap` (needs the extra `umap`).
+        max_images: Images with a thumbnail and a point, at most 200,000: of a larger data set a random sample, each
+            image with the one that stands for it. Counts and cuts are always of all images.
+        title: The page's title.
+        seed: Of the sample and of UMAP.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the data set or the vectors are not those of the selection, if vectors are not finite, if an
+            option is out of range, or if there is a file of another kind at `path`.
+        TypeError: If `max_images` is not a whole number.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from toolkit import SemanticSelector
+        >>> images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> vectors = images.flatten(1).numpy()
+        >>> selection = SemanticSelector(vectors, 0.75, scope="dataset", progress=False).select(images)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_report(selection, images, f"{folder}/report.html", vectors=vectors, progress=False)
+        ...     path.read_text()[:15]
+        '<!DOCTYPE html>'
+    """
+    path = Path(path)
+    _check_place(path)
+    check_choice("projection", projection, METHODS)
+    if isinstance(max_images, bool) or not isinstance(max_images, (int, np.integer)):
+        raise TypeError(f"`max_images` must be a whole number, got {max_images!r}.")
+    if max_images < 1:
+        raise invalid("max_images", "at least 1", int(max_images))
+    if len(dataset) != len(selection):
+        raise invalid(
+            "dataset", f"the data set of {len(selection)} images that was chosen from", f"{len(dataset)} images"
+        )
+    matrix = None
+    if vectors is not None:
+        matrix = check_vectors(vectors, "vectors")
+        if len(matrix) != len(selection):
+            raise invalid("vectors", f"one for each of the {len(selection)} images", f"{len(matrix)} vectors")
+    side_for(min(int(max_images), len(selection)))
+    shown = _shown(selection, int(max_images), seed)
+    recut = _Recut.of(selection)
+    facts = _facts(selection, class_names, title or "What was kept, what went, and why", recut, len(shown), seed)
+    arrays = _arrays(selection, shown) | recut.arrays
+    if matrix is not None:
+        points = points_of(matrix, shown, projection, seed, progress=progress)
+        arrays["points"] = points.grid
+        facts["projection"] = {"name": projection.upper(), "explained": points.explained}
+        arrays |= _found(selection, matrix, facts, progress)
+    elements = [array_element(name, array) for name, array in arrays.items()]
+    if selection.ids is not None:
+        elements.append(text_element("ids", list(selection.ids)))
+    page = _Page(facts, elements)
+    left = int((_MOST_BYTES - page.size) * 0.749)
+    sheets = make_sheets(dataset, shown, max(left, _LEAST_SHEET_BYTES), progress=progress)
+    page.add_sheets(sheets)
+    _write(path, page.parts())
+    return path
+
+
+class _Recut:
+    """What later cuts are made from, if the page can have it, else why not."""
+
+    def __init__(self, arrays: dict[str, Any], facts: dict[str, Any] | None, missing: str) -> None:
+        self.arrays = arrays
+        self.facts = facts
+        self.missing = missing
+
+    @classmethod
+    def of(cls, selection: Selection) -> _Recut:
+        recut: Recut | None = selection.recut
+        if recut is None:
+            return cls({}, None, "The selection was stored without what later cuts are made from.")
+        arrays = recut.arrays()
+        if str(arrays["kind"]) not in _RECUTS:
+            return cls({}, None, f"This page cannot cut a selection of this kind ({arrays['kind']}) anew.")
+        texts = {name: array.item() for name, array in arrays.items() if array.ndim == 0}
+        scores = arrays.pop("outlier_scores", None)
+        lists = {f"recut-{name}": narrowest(array) for name, array in arrays.items() if array.ndim}
+        if scores is not None:
+            lists["scores"] = scores.astype(np.float32)
+        n_bytes = sum(array.nbytes for array in lists.values())
+        if n_bytes > _MOST_RECUT_BYTES:
+            return cls({}, None, f"What later cuts are made from is too large for a page ({n_bytes / 1e6:.0f} MB).")
+        return cls(lists, texts, "")
+
+
+def _facts(
+    selection: Selection,
+    class_names: Sequence[str] | None,
+    title: str,
+    recut: _Recut,
+    n_shown: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What the page says and how to read its arrays."""
+    return {
+        "title": title,
+        "images": len(selection),
+        "shown": n_shown,
+        "seed": seed,
+        "statuses": STATUSES,
+        "staying": [STATUSES[code] for code in _STAYING],
+        "cutStatus": selection.cut_status,
+        "classes": _class_titles(selection, class_names),
+        "edits": [[int(index), bool(stays)] for index, stays in selection.edits.items()],
+        "recut": recut.facts,
+        "noRecut": recut.missing,
+        "config": plain(dict(selection.config)),
+        "fingerprint": selection.fingerprint,
+        "version": toolkit.__version__,
+        "projection": None,
+        "metric": None,
+        "isolatedNote": "",
+    }
+
+
+def _class_titles(selection: Selection, class_names: Sequence[str] | None) -> list[str] | None:
+    """What to call each class."""
+    if selection.labels is None:
+        return None
+    titles = []
+    for name in selection.labels.names():
+        known = class_names is not None and name.isdigit() and int(name) < len(class_names)
+        titles.append(str(class_names[int(name)]) if known and class_names is not None else name)
+    return titles
+
+
+def _arrays(selection: Selection, shown: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """The selection, and which images have a thumbnail."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "shown": shown,
+        "status": selection.status,
+        "group": selection.group,
+        "representative": selection.representative,
+        "distance": selection.distance.astype(np.float32),
+    }
+    if selection.labels is not None:
+        arrays["codes"] = selection.labels.codes
+    return arrays
+
+
+def _shown(selection: Selection, most: int, seed: int) -> npt.NDArray[np.int64]:
+    """The images to show, those of a class and of a group next to each other."""
+    chosen = np.arange(len(selection))
+    if len(selection) > most:
+        # Each image brings the one that stands for it, which comes first so that the last is not without it.
+        drawn = np.random.default_rng(seed).permutation(len(selection))
+        standing = np.where(selection.representative[drawn] >= 0, selection.representative[drawn], drawn)
+        both = np.stack([standing, drawn], axis=1).ravel()
+        chosen = both[np.sort(np.unique(both, return_index=True)[1])[:most]]
+    keys = [chosen, selection.group[chosen]]
+    if selection.labels is not None:
+        keys.append(selection.labels.codes[chosen])
+    return chosen[np.lexsort(keys)]
+
+
+def _found(
+    selection: Selection, vectors: npt.NDArray[Any], facts: dict[str, Any], progress: bool
+) -> dict[str, npt.NDArray[Any]]:
+    """The images unlike all others and the closest pairs of different labels, where there are any."""
+    metric = _metric_of(selection)
+    facts["metric"] = metric
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    if 2 <= len(selection) <= _MOST_FOR_ISOLATED:
+        isolated = most_isolated(vectors, _N_ISOLATED, metric=metric, progress=progress)
+        arrays["isolated"], arrays["isolated-nearest"] = isolated.indices, isolated.nearest
+        arrays["isolated-distance"] = isolated.distances.astype(np.float32)
+    elif len(selection) > _MOST_FOR_ISOLATED:
+        facts["isolatedNote"] = f"Not looked for among more than {_MOST_FOR_ISOLATED:,} images."
+    if len(selection.influential) and selection.labels is not None:
+        groups = np.full(len(selection), -1, np.int64)
+        groups[selection.influential] = selection.group[selection.influential]
+        pairs = influential_pairs(vectors, groups, selection.labels.codes, _N_PAIRS, metric=metric)
+        arrays["pairs"], arrays["pairs-distance"] = pairs.pairs, pairs.distances.astype(np.float32)
+    return arrays
+
+
+def _metric_of(selection: Selection) -> str:
+    """The metric that the selection's trees were built with, where vectors have it; else `euclidean`."""
+    trees = getattr(selection.recut, "trees", None)
+    return "cosine" if trees and trees[0].metric == "cosine" else "euclidean"
+
+
+class _Page:
+    """The file's parts, in the order in which a browser reads them: the thumbnails come after all that draws."""
+
+    def __init__(self, facts: dict[str, Any], elements: list[str]) -> None:
+        self.facts = facts
+        self.elements = elements
+        self.sheets: list[bytes] = []
+        self.template = _asset("template.html")
+        self.style = _asset("page.css")
+        self.script = '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();\n"
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything but the thumbnails, and a little more."""
+        return len(json_text(self.facts)) + len(self.style) + sum(map(len, self.elements)) + len(self.script) + 200_000
+
+    def add_sheets(self, sheets: Sheets) -> None:
+        """Take up the thumbnails."""
+        self.sheets = sheets.contents
+        self.elements.append(array_element("sizes", sheets.sizes))
+        self.facts["sheets"] = {
+            "count": len(sheets.contents),
+            "side": sheets.side,
+            "columns": sheets.columns,
+            "perSheet": sheets.per_sheet,
+            "quality": sheets.quality,
+            "unreadable": sheets.n_unreadable,
+        }
+
+    def parts(self) -> Iterator[str]:
+        """The text of the page."""
+        known = {
+            "GENERATOR": html.escape(GENERATOR),
+            "TITLE": html.escape(self.facts["title"]),
+            "STYLE": self.style,
+            "FACTS": json_text(self.facts),
+            "ARRAYS": "".join(self.elements),
+            "SCRIPT": self.script,
+            "SHEETS": None,
+        }
+        for position, piece in enumerate(self.template.split("%%")):
+            if position % 2 == 0:
+                yield piece
+            elif (text := known[piece]) is not None:
+                yield text
+            else:
+                for number, content in enumerate(self.sheets):
+                    yield f'<script type="text/plain" id="sheet-{number}">'
+                    yield base64.b64encode(content).decode()
+                    yield "</script>\n"
+
+
+def _asset(name: str) -> str:
+    return resources.files("toolkit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _check_place(path: Path) -> None:
+    """Refuse to write over what is no report."""
+    if path.is_dir():
+        raise invalid("path", "a file", f"the folder {str(path)!r}")
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(2048)
+        if f'<meta name="generator" content="{GENERATOR}">'.encode() not in start:
+            raise invalid("path", "a new file or a report to replace", f"{str(path)!r}, which is another kind of file")
+
+
+def _write(path: Path, parts: Iterator[str]) -> None:
+    """Write a file so that under its name there is either all of it or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
