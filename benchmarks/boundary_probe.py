@@ -2,11 +2,12 @@
 
     TOOLKIT_DATA=... python benchmarks/boundary_probe.py --root ROOT_OF_CIFAR10 --parts cost memory found
 
-cost: `probe_paths` for 256 pairs of CIFAR-10 images and 17 points with a ResNet-32, beside the bare forward passes of as
-many images in batches of the same size, beside training steps (an epoch is 391 of them), and beside what scripts in the
-manner of dbViz do: a loop over paths, each a dense grid of the same final resolution. Repeats take turns.
+cost: `probe_paths` for 256 pairs of CIFAR-10 images and 17 points with a ResNet-32, beside the bare forward passes of
+as many images in batches of the same size, beside training steps (an epoch is 391 of them), and beside what scripts in
+the manner of dbViz do: a loop over paths, each a dense grid of the same final resolution. Repeats take turns.
 memory: 10,000 pairs and 33 points in one call, with a small network, in a process of its own.
-found: crossings that a plain grid and adaptive points find, beside a dense grid of 513 points.
+found: crossings that plain grids and adaptive points find, beside a dense grid of 513 points. The model runs on that
+grid only; the others look its scores up, as all their points are on it (the tolerance is 1/512).
 Parts that are not run keep their figures of the run before.
 """
 
@@ -48,29 +49,32 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def pairs_of(root: str, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def pairs_of(root: str, count: int) -> tuple[Tensor, Tensor]:
     """Pairs in equal parts: of two classes, of one class and near (of 2,000 images), of one class at random."""
     data = cifar10(root, train=True)
     pixels, labels = data.data.transpose(0, 3, 1, 2), np.array(data.targets)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     first, second = rng.permutation(len(labels))[:count], []
     for k, i in enumerate(first):
         others = np.flatnonzero((labels == labels[i]) == (k % 3 > 0))
-        some = rng.choice(others[others != i], 2000, replace=False)
+        others = others[others != i]
         if k % 3 == 1:
-            some = some[[np.square(pixels[some].astype(np.float32) - pixels[i]).sum(axis=(1, 2, 3)).argmin()]]
-        second.append(some[0])
+            others = rng.choice(others, 2000, replace=False)
+            distances = np.square(pixels[others].astype(np.float32) - pixels[i]).sum(axis=(1, 2, 3))
+            second.append(others[distances.argmin()])
+        else:
+            second.append(rng.choice(others))
     start, end = (
         (torch.from_numpy(pixels[side]).float() / 255 - MEAN) / DEVIATION for side in (first, np.array(second))
     )
     return start, end
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result of a call."""
-    begun = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, processor seconds and result of a call."""
+    begun = time.perf_counter(), time.process_time()
     result = work()
-    return time.perf_counter() - begun, result
+    return time.perf_counter() - begun[0], time.process_time() - begun[1], result
 
 
 def bare(model: nn.Module, images: Tensor, count: int) -> None:
@@ -113,15 +117,19 @@ def training(images: Tensor, steps: int = 6) -> float:
 def cost(root: str, repeats: int) -> dict[str, Any]:
     """Ours, bare forward passes, training steps and the peer, in turns."""
     model, (start, end) = network(), pairs_of(root, 256)
-    few = 3
+    few = 2
     seconds: dict[str, list[float]] = {"probe": [], "bare": [], "training_step": [], "one_by_one_a_path": []}
     bare(model, start, BATCH_SIZE)
+    cpu: dict[str, list[float]] = {"probe": [], "bare": []}
     for _ in range(repeats):
-        taken, report = timed(lambda: probe_paths(model, start, end, 17, TOLERANCE, batch_size=BATCH_SIZE))
+        taken, busy, report = timed(lambda: probe_paths(model, start, end, 17, TOLERANCE, batch_size=BATCH_SIZE))
         seconds["probe"].append(taken)
-        seconds["bare"].append(timed(lambda: bare(model, start, report.n_evaluations))[0])  # noqa: B023
+        cpu["probe"].append(busy)
+        taken, busy, _ = timed(lambda: bare(model, start, report.n_evaluations))  # noqa: B023
+        seconds["bare"].append(taken)
+        cpu["bare"].append(busy)
         seconds["training_step"].append(training(start))
-        taken, theirs = timed(lambda: one_by_one(model, start[:few], end[:few]))
+        taken, _, theirs = timed(lambda: one_by_one(model, start[:few], end[:few]))
         seconds["one_by_one_a_path"].append(taken / few)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     differ = sum(len(a) != len(b) for a, b in zip(theirs, report.positions[:few], strict=True))
@@ -134,6 +142,7 @@ def cost(root: str, repeats: int) -> dict[str, Any]:
         "paths_with_a_crossing": int((report.num_crossings > 0).sum()),
         "seconds": {name: [round(t, 4) for t in times] for name, times in seconds.items()},
         "ratio_to_bare_forward": round(statistics.median(ratios), 3),
+        "ratio_of_processor_time": round(statistics.median(cpu["probe"]) / statistics.median(cpu["bare"]), 3),
         "share_of_a_training_epoch_percent": round(
             100 * median["probe"] / (STEPS_A_EPOCH * median["training_step"]), 2
         ),
@@ -141,7 +150,8 @@ def cost(root: str, repeats: int) -> dict[str, Any]:
         "one_by_one_dense_grid_times_slower": round(median["one_by_one_a_path"] / (median["probe"] / len(report)), 1),
         "one_by_one_paths_that_differ": f"{differ} of {few}",
     }
-    print(f"{result['images_a_path']} images a path, {result['ratio_to_bare_forward']} of the bare forward passes, "
+    print(f"{result['images_a_path']} images a path, {result['ratio_to_bare_forward']} of the bare forward passes "
+          f"({result['ratio_of_processor_time']} of their processor time), "
           f"{result['share_of_a_training_epoch_percent']} % of an epoch, one by one on a dense grid "
           f"{result['one_by_one_dense_grid_times_slower']} times slower")  # fmt: skip
     return result
@@ -160,7 +170,7 @@ def memory_child(limit: int) -> dict[str, Any]:
     model = small_network()
     probe_paths(model, start[:40], end[:40])
     before = peak_mib()
-    seconds, report = timed(lambda: probe_paths(model, start, end, 33, memory_limit=limit))
+    seconds, _, report = timed(lambda: probe_paths(model, start, end, 33, memory_limit=limit))
     flat = report.grid_classes.size * start[0].nbytes
     return {
         "memory_limit_mib": limit >> 20,
@@ -185,16 +195,39 @@ def memory(script: str) -> list[dict[str, Any]]:
     return rows
 
 
-def found(root: str, count: int) -> dict[str, Any]:
-    """Crossings found by grids of several numbers of points, plain and adaptive, beside a dense grid."""
-    model, (start, end) = network(), pairs_of(root, count, seed=1)
-    dense = probe_paths(model, start, end, DENSE_POINTS, TOLERANCE, adaptive=False, progress=True)
-    rows = {}
+def dense_scores(root: str, count: int) -> Tensor:
+    """Scores (P, 513, 10) of some paths on the dense grid."""
+    model, (start, end) = network(), pairs_of(root, count)
+    at = torch.linspace(0, 1, DENSE_POINTS).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        return torch.stack([
+            torch.cat([model(torch.lerp(one[None], other[None], weight)) for weight in at.split(BATCH_SIZE)])
+            for one, other in zip(start, end, strict=True)
+        ])  # fmt: skip
+
+
+def found(root: str, count: int, keep: Path | None) -> dict[str, Any]:
+    """Crossings found by grids of several numbers of points, plain and adaptive, beside the dense grid."""
+    if keep is not None and keep.exists():
+        scores = torch.from_numpy(np.load(keep))
+    else:
+        scores = dense_scores(root, count)
+        if keep is not None:
+            np.save(keep, scores.numpy())
+    count, finest = len(scores), 1 / (DENSE_POINTS - 1)
+    # "Images" that are the number of their path and the position on it.
+    paths = torch.arange(count, dtype=torch.float64)
+    start, end = (torch.stack([paths, torch.full_like(paths, a)], dim=1) for a in (0.0, 1.0))
+
+    def look_up(points: Tensor) -> Tensor:
+        return scores[points[:, 0].round().long(), (points[:, 1] / finest).round().long()]
+
+    dense = probe_paths(look_up, start, end, DENSE_POINTS, finest, adaptive=False)
+    rows: dict[str, dict[str, Any]] = {}
     for num_points in (3, 5, 9, 17, 33):
-        plain, adaptive = (
-            probe_paths(model, start, end, num_points, TOLERANCE, adaptive=which) for which in (False, True)
-        )
-        for name, report in ((f"{num_points} points", plain), (f"{num_points} points, adaptive", adaptive)):
+        for adaptive in (False, True):
+            report = probe_paths(look_up, start, end, num_points, finest, adaptive=adaptive)
+            name = f"{num_points} points{', adaptive' if adaptive else ''}"
             rows[name] = {
                 "images_a_path": round(report.n_evaluations / count, 2),
                 "crossings_found": int(report.num_crossings.sum()),
@@ -203,9 +236,9 @@ def found(root: str, count: int) -> dict[str, Any]:
                 "still_open": int((report.resolution > 0).sum()),
                 "widest_open_gap": float(report.resolution.max()),
             }
-            if report is adaptive:
-                extra = adaptive.n_evaluations / plain.n_evaluations - 1
-                rows[name]["extra_images_percent"] = round(100 * extra, 1)
+            if adaptive:
+                plain = rows[f"{num_points} points"]["images_a_path"]
+                rows[name]["extra_images_percent"] = round(100 * (rows[name]["images_a_path"] / plain - 1), 1)
             print(f"{name:<22} {rows[name]}")
     return {
         "pairs": count,
@@ -221,7 +254,8 @@ def main() -> None:
     parser.add_argument("--root")
     parser.add_argument("--parts", nargs="+", default=["cost", "memory", "found"], choices=["cost", "memory", "found"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dense_pairs", type=int, default=150)
+    parser.add_argument("--dense_pairs", type=int, default=240)
+    parser.add_argument("--dense_scores", type=Path, help="a .npy file to keep the dense scores in, read if it exists")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "boundary_probe.json")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -234,9 +268,10 @@ def main() -> None:
         load = machine()["load_average"]
         if part == "memory":
             parts[part] = {"rows": memory(str(Path(__file__).resolve()))}
+        elif part == "cost":
+            parts[part] = cost(options.root, options.repeats)
         else:
-            work, size = (cost, options.repeats) if part == "cost" else (found, options.dense_pairs)
-            parts[part] = work(options.root, size)
+            parts[part] = found(options.root, options.dense_pairs, options.dense_scores)
         parts[part]["load_average"] = load
     write_results(options.output, parts)
 

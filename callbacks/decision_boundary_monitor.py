@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from toolkit.boundary.curves import plot_boundary_curves
 from toolkit.boundary.evaluation import PRECISIONS
 from toolkit.boundary.pairs import STRATA, PathPairs, check_draw, codes_of, draw_pairs
 from toolkit.boundary.path_table import PathTable, rows_of
+from toolkit.boundary.paths import _check as check_paths
 from toolkit.boundary.probing import PairWalker, draw_paths
 from toolkit.boundary.report import BoundaryReport
 from toolkit.boundary.strata import METRICS, redundancy_limit, summarise
@@ -84,6 +86,7 @@ class DecisionBoundaryMonitor(L.Callback):
         before_training: Whether to look before the first step too.
         strata: Which kinds of pairs. Those that the data does not allow are left out.
         features: A representation, or vectors of all images, that tells near from far; the images themselves if None.
+        pool_size: Images, of all, among which near and far ones are looked for; they are read once, at the start.
         decision: Makes scores (B, C), or integer classes (B,), of what the model returns, where that is not logits.
         precision: "float32", or "bf16" for a faster, coarser look.
         batch_size: Images a forward.
@@ -120,6 +123,7 @@ class DecisionBoundaryMonitor(L.Callback):
         before_training: bool = True,
         strata: Sequence[str] = STRATA,
         features: Representation | Any = None,
+        pool_size: int = 10_000,
         decision: Callable[[Any], Tensor] | None = None,
         precision: str = "float32",
         batch_size: int = 256,
@@ -137,6 +141,7 @@ class DecisionBoundaryMonitor(L.Callback):
         self.before_training = before_training
         self.strata = strata
         self.features = features
+        self.pool_size = pool_size
         self.decision = decision
         self.precision = precision
         self.batch_size = batch_size
@@ -154,6 +159,7 @@ class DecisionBoundaryMonitor(L.Callback):
         self._n_images: int | None = None
         self._restored = False
         self._folder: Path | None = None
+        self._keys: tuple[str, ...] = ()
         self._walker: PairWalker | None = None
         self._selection: Selection | None = None
 
@@ -181,6 +187,7 @@ class DecisionBoundaryMonitor(L.Callback):
         """Refuse what cannot work, before the first epoch."""
         if stage != "fit":
             return
+        self._folder = None
         try:
             self._check()
             if self.layer is not None and not is_overridden("configure_model", pl_module):
@@ -197,16 +204,16 @@ class DecisionBoundaryMonitor(L.Callback):
                 "`strategy` must keep the whole model on each device for DecisionBoundaryMonitor, got "
                 f"{type(trainer.strategy).__name__}."
             )
-        folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self.name)
+        folder = self._folder_for(trainer)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, DecisionBoundaryMonitor) and other is not self:
                 if other.name == self.name:
                     raise MisconfigurationException(
                         f"`name` must be another for each monitor, got {self.name!r} twice."
                     )
-                if other.dirpath is not None and other.dirpath == self.dirpath:
+                if other._folder_for(trainer) == folder:
                     raise MisconfigurationException(
-                        f"`dirpath` must be another for each monitor, got {str(self.dirpath)!r} twice."
+                        f"`dirpath` must be another for each monitor, got {str(folder)!r} twice."
                     )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info(f"{self.name}: a quick try walks few paths and writes no files.")
@@ -225,7 +232,7 @@ class DecisionBoundaryMonitor(L.Callback):
         """Draw the pairs, and look at the untrained model."""
         with preserved_rng():
             self._begin(trainer, pl_module)
-            if self.before_training and trainer.global_step == 0:
+            if self.before_training and trainer.global_step == 0 and not self.history:
                 values = self._look(trainer, pl_module, epoch=0, step=0)
                 # For whoever monitors a key before the first look after an epoch.
                 trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
@@ -258,22 +265,22 @@ class DecisionBoundaryMonitor(L.Callback):
 
     def _check(self) -> None:
         """Refuse arguments that are out of range."""
-        check_draw(self.num_pairs, self.strata)
-        for name, least in (("num_points", 2), ("every_n_epochs", 1), ("batch_size", 1), ("num_pictured", 1)):
+        check_draw(self.num_pairs, self.strata, self.pool_size)
+        check_paths(self.num_points, self.tolerance, memory_limit=1)
+        for name in ("every_n_epochs", "batch_size", "num_pictured"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
-            if value < least:
-                raise invalid(name, f"at least {least}", value)
-        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float)):
-            raise TypeError(f"`tolerance` must be a number in (0, 1], got {self.tolerance!r}.")
-        if not 0.0 < self.tolerance <= 1.0:
-            raise invalid("tolerance", "in (0, 1]", self.tolerance)
+            if value < 1:
+                raise invalid(name, "at least 1", value)
         check_choice("precision", self.precision, PRECISIONS)
         if self.decision is not None and not callable(self.decision):
             raise TypeError(f"`decision` must be a function, got {self.decision!r}.")
         if not self.name or self.name != Path(self.name).name:
             raise invalid("name", "a text that can name a folder", self.name)
+
+    def _folder_for(self, trainer: L.Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self.name)
 
     def _check_folder(self, folder: Path) -> None:
         check_writable(folder, "dirpath")
@@ -284,7 +291,8 @@ class DecisionBoundaryMonitor(L.Callback):
         view = evaluation_view_of(trainer)
         selection = getattr(trainer.datamodule, "selection", None)  # type: ignore[attr-defined]
         self._selection = selection if isinstance(selection, Selection) else None
-        if not self._restored and trainer.global_step == 0:
+        is_new = not self._restored and trainer.global_step == 0
+        if is_new:
             self.pairs, self.history = None, []
         self._restored = False
         self.history = [row for row in self.history if row["epoch"] <= trainer.current_epoch]
@@ -310,7 +318,7 @@ class DecisionBoundaryMonitor(L.Callback):
         )
         together(lambda: self._check_classes(pl_module, labels))
         if self._folder is not None:
-            on_rank_zero(lambda: self._clean(trainer.global_step == 0))
+            on_rank_zero(lambda: self._clean(is_new))
 
     def _drawn(self, view: EvaluationView, labels: Any, quick: bool) -> PathPairs:
         """The pairs, the same on all ranks."""
@@ -322,7 +330,7 @@ class DecisionBoundaryMonitor(L.Callback):
                 num_pairs=2 * len(self.strata) if quick else self.num_pairs,
                 strata=self.strata,
                 features=self.features,
-                pool_size=256 if quick else 10_000,
+                pool_size=min(256, self.pool_size) if quick else self.pool_size,
                 seed=self.seed,
             )
         )
@@ -360,14 +368,18 @@ class DecisionBoundaryMonitor(L.Callback):
         """Walk all paths, each rank its share, and write what was found.
 
         Returns:
-            What to log, by key.
+            What to log, by key. Where the model gives NaN, which is for others to deal with, all of it is NaN.
         """
         assert self.pairs is not None
         assert self._walker is not None
         walker, pairs = self._walker, self.pairs
         start, stop = share(len(pairs), 1)
-        parts = gather_objects(together(lambda: walker(pl_module, start, stop)))
-        walked = [part for part in parts if part is not None]
+        parts = gather_objects(together(lambda: _walked(walker, pl_module, start, stop)))
+        broken = next((part for part in parts if isinstance(part, str)), None)
+        if broken is not None:
+            warnings.warn(f"{self.name}: paths {_when(epoch)} could not be walked. {broken}", stacklevel=2)
+            return dict.fromkeys(self._keys, math.nan)
+        walked = [part for part in parts if part is not None and not isinstance(part, str)]
         self.report = report = BoundaryReport.concatenate([part for part, _ in walked])
         distances = None if self.layer is None else np.concatenate([part for _, part in walked])
         summary = summarise(report, pairs, distances=distances, limit=redundancy_limit(self._selection))
@@ -378,7 +390,9 @@ class DecisionBoundaryMonitor(L.Callback):
         has_margins = not np.isnan(report.margin_min).all()
         keys = [name for name in METRICS if has_margins or name != "margin_min_mean"]
         keys += ["feature_distance_mean", "still_redundant"]
-        return {f"{self.name}/{row['stratum']}/{key}": row[key] for row in rows for key in keys if key in row}
+        values = {f"{self.name}/{row['stratum']}/{key}": row[key] for row in rows for key in keys if key in row}
+        self._keys = tuple(values)
+        return values
 
     def _write(self, trainer: L.Trainer, report: BoundaryReport, epoch: int, step: int) -> None:
         """Add to the table and draw; a full disk costs the files, not the training."""
@@ -388,7 +402,7 @@ class DecisionBoundaryMonitor(L.Callback):
         pairs, images, folder = self.pairs, self._walker.view.dataset, self._folder
         names = ids_of(images)
         id_of = str if names is None else names.__getitem__
-        when = "before training" if epoch == 0 else f"after {epoch} {'epoch' if epoch == 1 else 'epochs'}"
+        when = _when(epoch)
         try:
             rows = rows_of(report, pairs, id_of, epoch=epoch, step=trainer.global_step)
             PathTable(folder / "boundaries.csv").append(rows)
@@ -418,3 +432,17 @@ class DecisionBoundaryMonitor(L.Callback):
             return
         for logger in trainer.loggers:
             send_image(logger, f"{self.name}/{what}", path, step)
+
+
+def _walked(walker: PairWalker, model: L.LightningModule, start: int, stop: int) -> Any:
+    """What was found on some paths, or why the model cannot be asked any more: a training that diverged."""
+    try:
+        return walker(model, start, stop)
+    except ValueError as error:
+        if all(parameter.isfinite().all() for parameter in [*model.parameters(), *model.buffers()]):
+            raise
+        return str(error)
+
+
+def _when(epoch: int) -> str:
+    return "before training" if epoch == 0 else f"after {epoch} {'epoch' if epoch == 1 else 'epochs'}"

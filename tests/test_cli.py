@@ -149,6 +149,8 @@ def test_a_plain_data_module_is_just_trained():
 FOR_MADE_UP_DATA = {
     "cifar10_wavelet.yaml": ["--data.selector.scope=class"],
     "cifar10_wavelet_paper.yaml": ["--data.selector.n_groups=900"],
+    # A quick try, which walks few paths.
+    "cifar10_boundary.yaml": ["--trainer.fast_dev_run=true"],
 }
 
 

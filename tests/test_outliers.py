@@ -50,7 +50,10 @@ def parts_below(between, members, length):
 
 def lengths_of(between):
     """The lengths at which components change, the longest first."""
-    return np.unique(minimum_spanning_tree(np.where(np.eye(len(between)) > 0, 0.0, between + 1.0)).data)[::-1] - 1.0
+    # Of ranks instead of lengths, since scipy takes 0 for no edge.
+    ranks = np.unique(between, return_inverse=True)[1].reshape(between.shape) + 1.0
+    tree = minimum_spanning_tree(np.where(np.eye(len(between)) > 0, 0.0, ranks)).tocoo()
+    return np.unique(between[tree.row, tree.col])[::-1]
 
 
 def slow_leaving(between):
@@ -176,7 +179,7 @@ def test_merge_heights_are_those_of_scikit_learn(k):
 
 def test_glosh_sees_outliers_of_a_dense_cluster_beside_a_sparse_one():
     rng = np.random.default_rng(0)
-    dense, sparse = rng.normal(size=(200, 2)), 20.0 * rng.normal(size=(200, 2)) + 200.0
+    dense, sparse = rng.normal(size=(200, 2)), 30.0 * rng.normal(size=(200, 2)) + 300.0
     x = np.concatenate([dense, sparse, [[9.0, 0.0]]])
     ranks = {m: outliers.outliers(outlier_scores(x, m, k=5), len(x)).tolist().index(400) for m in ("knn", "glosh")}
     assert ranks["glosh"] < 10 < 50 < ranks["knn"]
@@ -281,12 +284,12 @@ def test_progress_is_shown(capsys):
 
 
 def with_modes(seed=0):
-    """A body of 600, modes of 40 and 25 apart from it, and 20 outliers all around: from 600, 640 and 665 on."""
+    """A body of 600, modes of 40 and 25 apart from it, and 20 outliers around it: from 600, 640 and 665 on."""
     rng = np.random.default_rng(seed)
     ways = rng.normal(size=(22, 6))
     ways *= 30.0 / np.linalg.norm(ways, axis=1, keepdims=True)
     body, noise = rng.normal(size=(600, 6)), rng.normal(size=(65, 6))
-    return np.concatenate([body, ways[0] + noise[:40], -ways[0] + noise[40:], ways[2:]])
+    return np.concatenate([body, ways[0] + noise[:40], -ways[0] + noise[40:], 0.4 * ways[2:]])
 
 
 def test_largest_scores_ties_by_index():
@@ -321,17 +324,51 @@ def test_modes_are_removed_with_a_warning_or_kept_back(metric):
     assert caught[0].filename == __file__
     assert sorted(plain.indices.tolist()) == list(range(600, 685))
     assert [len(group) for group in plain.groups] == [40, 25]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        careful = choose_outliers(x, 30, **arguments, protect_modes=True)
-    assert set(careful.indices.tolist()) >= set(range(665, 685))
-    assert len(careful.indices) == len(set(careful.indices.tolist())) == 30
-    np.testing.assert_array_equal(careful.scores, plain.scores)
-    assert outlier_groups(x, careful.indices, metric=metric) == []
-    assert {i for group in careful.groups for i in group.tolist()} <= set(range(600, 665))
-    for choice in (plain, careful):
-        np.testing.assert_array_equal(choice.order[: len(choice.indices)], choice.indices)
-        assert sorted(choice.order.tolist()) == list(range(len(x)))
+    for n in (30, 85, 250):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            careful = choose_outliers(x, n, **arguments, protect_modes=True)
+            assert outlier_groups(x, careful.indices, metric=metric) == []
+        assert len(careful.indices) == len(set(careful.indices.tolist())) == n
+        np.testing.assert_array_equal(careful.scores, plain.scores)
+        for mode in (np.arange(600, 640), np.arange(640, 665)):
+            assert len(np.setdiff1d(mode, careful.indices)) >= len(mode) / 4
+        assert not set(careful.indices.tolist()) & {i for group in careful.groups for i in group.tolist()}
+        if n == 85:
+            assert set(careful.indices.tolist()) >= set(range(665, 685))
+            assert set(range(600, 640)) & {i for group in careful.groups for i in group.tolist()}
+        for choice in (plain, careful):
+            np.testing.assert_array_equal(choice.order[: len(choice.indices)], choice.indices)
+            assert sorted(choice.order.tolist()) == list(range(len(x)))
+    # Without modes among the largest scores, these are what is chosen.
+    few = choose_outliers(x, 5, **arguments)
+    np.testing.assert_array_equal(choose_outliers(x, 5, **arguments, protect_modes=True).indices, few.indices)
+
+
+def test_nothing_chosen_in_the_place_of_a_mode_makes_a_new_one():
+    """Step by step, what the kernel does with counts."""
+    x = with_modes()
+    near = nearest_neighbors(x, 9).indices
+    order = outliers.outliers(outlier_scores(x, "hdbscan", k=4), len(x))
+    for n in (85, 250):
+        start = order[:n]
+        kept_back = np.concatenate(outliers._modes(near, start, 10))
+        chosen, buried = set(start.tolist()) - set(kept_back.tolist()), set()
+
+        def is_buried(i, among):
+            return sum(j in among for j in near[i].tolist()) >= 0.75 * 9
+
+        buried = {i for i in chosen if is_buried(i, chosen)}
+        for i in order.tolist():
+            if len(chosen) < n and i not in chosen and i not in kept_back:
+                more = chosen | {i}
+                if all(j in buried or not is_buried(j, more) for j in more):
+                    chosen = more
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = choose_outliers(x, n, "hdbscan", k=4, protect_modes=True)
+        assert len(chosen) == n
+        assert set(found.indices.tolist()) == chosen
 
 
 def test_exactly_as_many_even_where_only_modes_are_left():

@@ -339,13 +339,15 @@ def probe(args: Sequence[str] | None = None) -> list[dict[str, Any]]:
         The rates of each kind of pairs, as `toolkit.boundary.summarise` tells them.
     """
     from toolkit.boundary.pairs import STRATA, check_draw, codes_of, draw_pairs
+    from toolkit.boundary.paths import _check as check_paths
     from toolkit.boundary.probing import PairWalker, save_probe
-    from toolkit.boundary.strata import redundancy_limit, summarise, table_of
+    from toolkit.boundary.strata import redundancy_limit, table_of
 
     cli = ToolkitCLI(args, command="probe")
     model, datamodule, output = cli.model, cli.datamodule, Path(cli.config["output"])
     settings, weights = cli.config_init["probe"], str(cli.config["ckpt_path"])
     check_draw(settings.num_pairs, STRATA)
+    check_paths(settings.num_points, settings.tolerance, memory_limit=1)
     if settings.layer is not None:
         find_layer(model, settings.layer)
     cache.check_writable(output, "output")
@@ -363,14 +365,11 @@ def probe(args: Sequence[str] | None = None) -> list[dict[str, Any]]:
         layer=settings.layer,
         progress=cli.trainer.progress_bar_callback is not None,
     )
-    limit = redundancy_limit(selection)
     rows, files = save_probe(
         model.to(cli.trainer.strategy.root_device),
         walker,
         output,
-        lambda report, distances: summarise(
-            report, pairs, distances=None if settings.layer is None else distances, limit=limit
-        ),
+        limit=redundancy_limit(selection),
         facts={"checkpoint": weights, **settings.__dict__},
         labels=labels,
         class_names=_class_names(datamodule),
@@ -451,7 +450,7 @@ def _epoch_timer(trainer: L.Trainer) -> Any:
     found = next((callback for callback in callbacks if isinstance(callback, kind)), None)
     if found is None:
         found = kind()
-        callbacks.append(found)
+        callbacks.insert(0, found)  # so that what other callbacks do after an epoch is not counted
     return found
 
 

@@ -180,8 +180,6 @@ class _Boruvka:
 
     def _sweep(self, points: _Points, rows: _Ints, limits: _Floats) -> None:
         """Compare rows with all rows of other components, in threads; `limits` falls to the shortest edges found."""
-        if len(rows) == 0:
-            return
         rows = rows[np.lexsort((points.norms[rows], self.component[rows]))]
         columns = np.lexsort((points.norms, self.component))
         todo = iter(range(0, len(rows), _BLOCK_ROWS))
@@ -209,7 +207,7 @@ class _Boruvka:
                         self.reach, self.target, self.least,
                     )  # fmt: skip
 
-        workers = min(_threads(), -(-len(rows) // _BLOCK_ROWS))
+        workers = min(_threads(), 1 + len(rows) // _BLOCK_ROWS)
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(loop) for _ in range(workers)]:
                 done.result()
@@ -234,8 +232,8 @@ class _Points:
             float((np.abs(matrix[i : i + rows].astype(np.float64)) * scales[i : i + rows, None]).max())
             for i in range(0, n_rows, rows)
         )
-        exponent = -int(np.frexp(largest)[1]) - int(np.ceil(np.log2(2.0 * np.sqrt(width)))) if largest > 0 else 0
-        exponent = min(exponent, 1000)  # 2 to that power is finite, too
+        # To norms below 1; 2 to the power of 1000 is finite, too.
+        exponent = min(1000, -int(np.frexp(largest)[1]) - int(np.ceil(np.log2(2.0 * np.sqrt(width)))))
         centre = np.zeros(width)
 
         def chunk(start: int) -> _Floats:

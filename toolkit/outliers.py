@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.distributed import world
 from toolkit.neighbors import METRICS, Neighbors, nearest_neighbors
+from toolkit.outlier_trees import _kernel, glosh_scores, leaving_distances, spanning_tree
 from toolkit.validation import check_choice, check_vectors, invalid
 
 __all__ = [
@@ -38,6 +40,8 @@ _MODE_SIZE = 10
 _LISTED = 32
 #: Share of a vector's neighbours chosen with it, from which next to nothing near it would be left.
 _MODE_SHARE = 0.75
+#: What is known of a vector while places are filled; in this order they are chosen.
+_CHOSEN, _WAITING, _KEPT_BACK = 1, 2, 3
 
 _Any = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float64]
@@ -206,7 +210,7 @@ def outlier_groups(
         raise invalid("chosen", f"different indices in 0 to {len(matrix) - 1}", chosen)
     if indices.size < min_size:
         return []
-    found = nearest_neighbors(matrix, min_size - 1, metric=metric, progress=progress)
+    found = _lists(matrix, "knn", min_size - 1, metric, progress)
     groups = _modes(found.indices, indices.astype(np.int64), min_size)
     _warn(groups, len(indices))
     return groups
@@ -230,8 +234,9 @@ def choose_outliers(
     """Exactly n outliers by score, and the modes among them, which can be kept back.
 
     Without `protect_modes` the n largest scores are chosen, and an `OutlierModeWarning` says where these form modes
-    (see `outlier_groups`). With it, modes are kept back and the next by score take their places, until what is chosen
-    has no mode. Only where too few vectors are left are some of those kept back chosen after all, with a warning.
+    (see `outlier_groups`). With it, these are kept back and the next by score take their places, except where one more
+    would leave next to nothing near itself or near a vector chosen before, so that no new mode comes about. Only where
+    too few vectors are left are others chosen after all, by score and those kept back last, with a warning.
 
     Scores and modes are always those of all vectors together, whoever may be chosen and whatever their classes.
 
@@ -278,19 +283,13 @@ def choose_outliers(
         near = found.indices[:, : min_size - 1]
     order = outliers(scores, len(scores))
     order = order[allowed[order]]
-    kept_back = np.zeros(len(scores), bool)
-    while True:
-        # Those kept back come last, so that they are chosen where there is nobody else.
-        order = order[np.argsort(kept_back[order], kind="stable")]
+    chosen = _first_of_each(order, codes, counts)
+    groups = _modes(near, chosen, min_size)
+    if protect_modes and groups:
+        order = _around(near, order, codes, counts, chosen, np.concatenate(groups))
         chosen = _first_of_each(order, codes, counts)
-        groups = _modes(near, chosen[~kept_back[chosen]], min_size)
-        if not groups or not protect_modes:
-            break
-        kept_back[np.concatenate(groups)] = True
-    if protect_modes:
-        groups = _components(near, np.flatnonzero(kept_back))
-        forced = chosen[kept_back[chosen]]
-        _warn(_components(near, forced), n_chosen)
+        groups = [group for group in (np.setdiff1d(group, chosen) for group in groups) if len(group)]
+        _warn(_modes(near, chosen, min_size), n_chosen)
     else:
         _warn(groups, n_chosen)
     first = np.zeros(len(scores), bool)
@@ -335,9 +334,8 @@ def _wanted(count: int, n: Any, candidates: Any, classes: Any) -> tuple[npt.NDAr
     if codes.dtype.kind not in "iu" or counts.dtype.kind not in "iu":
         raise TypeError(f"`n` and `classes` must hold integers, got dtypes {counts.dtype} and {codes.dtype}.")
     if counts.ndim != 1 or codes.shape != (count,) or codes.min() < 0 or codes.max() >= len(counts):
-        raise invalid(
-            "classes", f"of shape ({count},), below the length of `n`", f"shapes {codes.shape}, {counts.shape}"
-        )
+        shapes = f"shapes {codes.shape} and {counts.shape}"
+        raise invalid("classes", f"of shape ({count},) and below the length of `n`", shapes)
     most = np.bincount(codes[allowed], minlength=len(counts))
     if (counts < 0).any() or (counts > most).any():
         raise invalid("n", f"0 to {most.tolist()}, the number of candidates", counts.tolist())
@@ -362,7 +360,8 @@ def _lists(
 ) -> Neighbors:
     """The nearest neighbours, more than k for what needs the spanning tree; all others where these are fewer."""
     length = min(max(k, least, 0 if method == "knn" else _LISTED), len(matrix) - 1)
-    return nearest_neighbors(matrix, length, metric=metric, index=index, recall_sample=0, progress=progress)
+    shown = progress and world()[0] == 0
+    return nearest_neighbors(matrix, length, metric=metric, index=index, recall_sample=0, progress=shown)
 
 
 def _scores(
@@ -372,8 +371,6 @@ def _scores(
     if method == "knn":
         # Divided before they are summed, so that the largest distances do not leave the range of float64.
         return cast("_Floats", (found.distances[:, :k] / k).sum(axis=1))
-    from toolkit.outlier_trees import glosh_scores, leaving_distances, spanning_tree
-
     tree = spanning_tree(matrix, k, found, metric=metric, progress=progress)
     return leaving_distances(tree) if method == "hdbscan" else glosh_scores(tree, min_cluster_size)
 
@@ -406,6 +403,47 @@ def _modes(near: _Ints, chosen: _Ints, min_size: int) -> list[_Ints]:
     among[chosen] = True
     buried = chosen[among[near[chosen]].sum(axis=1) >= max(1.0, _MODE_SHARE * near.shape[1])]
     return [group for group in _components(near, buried) if len(group) >= min_size]
+
+
+def _around(near: _Ints, order: _Ints, codes: _Ints, counts: _Ints, chosen: _Ints, kept_back: _Ints) -> _Ints:
+    """The order with those kept back last, and those that would bury themselves or a chosen one just before."""
+    state = np.zeros(len(near), np.int8)
+    state[chosen] = _CHOSEN
+    state[kept_back] = _KEPT_BACK
+    needed = counts - np.bincount(codes[state == _CHOSEN], minlength=len(counts))
+    back = np.argsort(near.ravel(), kind="stable") // near.shape[1]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(near.ravel(), minlength=len(near)))])
+    most = _MODE_SHARE * near.shape[1]
+    _take_places(order, codes, needed, near, back, starts, most, state)
+    return order[np.argsort(state[order], kind="stable")]
+
+
+@_kernel
+def _take_places(
+    order: Any, codes: Any, needed: Any, near: Any, back: Any, starts: Any, most: float, state: Any
+) -> None:  # fmt: skip
+    """Choose more of an order, where neither these nor those chosen before get `most` chosen neighbours."""
+    count = np.zeros(len(near), np.int64)
+    for i in range(len(near)):
+        for j in near[i]:
+            count[i] += state[j] == _CHOSEN
+    for i in order:
+        if state[i] != 0:
+            continue
+        state[i] = _WAITING
+        if needed[codes[i]] == 0 or count[i] >= most:
+            continue
+        fits = True
+        for at in range(starts[i], starts[i + 1]):
+            j = back[at]
+            if state[j] == _CHOSEN and count[j] < most and count[j] + 1 >= most:
+                fits = False
+                break
+        if fits:
+            state[i] = _CHOSEN
+            needed[codes[i]] -= 1
+            for at in range(starts[i], starts[i + 1]):
+                count[back[at]] += 1
 
 
 def _warn(groups: list[_Ints], n: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 
 import numpy as np
@@ -36,7 +37,18 @@ def test_arrays_memory_maps_and_sequences_of_images(tmp_path):
     np.save(tmp_path / "start.npy", start.numpy())
     on_disk = np.load(tmp_path / "start.npy", mmap_mode="r")
     kept = start.clone(), end.clone()
+
+    class Reading:
+        """Images that are read one by one, as a data set does."""
+
+        def __len__(self):
+            return len(start)
+
+        def __getitem__(self, index):
+            return start[operator.index(index)]
+
     for first, second in (
+        (Reading(), end),
         (start.numpy(), end.numpy()),
         (on_disk, end),
         (list(start), [row.numpy() for row in end]),

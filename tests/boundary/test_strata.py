@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from toolkit import RandomSelector, SemanticSelector
 from toolkit.boundary import BoundaryReport, PathPairs, summarise
-from toolkit.boundary.strata import METRICS, table_of, wilson_interval
+from toolkit.boundary.strata import METRICS, redundancy_limit, table_of, wilson_interval
 
 
 def report(paths, margins):
@@ -63,6 +64,30 @@ def test_a_table_leaves_out_what_is_not_known():
     assert row.split() == ["random", "1", "0.0", "%", "(0.0", "to", "79.3)", "0.00", "0.0", "%", "2.00"]
 
 
+def test_distances_of_feature_maps_are_told_beside():
+    distances = np.array([0.1, 0.3, np.nan, 0.7, 0.2])
+    kinds = pairs([0, 0, 0, 1, 1], ("redundant", "random"))
+    redundant, random = summarise(report(PATHS, [1] * 5), kinds, distances=distances, limit=0.1)
+    assert redundant["feature_distance_mean"] == pytest.approx(0.2)
+    assert redundant["still_redundant"] == pytest.approx(1 / 3)
+    assert random["feature_distance_mean"] == pytest.approx(0.45)
+    assert "still_redundant" not in random
+    assert "still_redundant" not in summarise(report(PATHS, [1] * 5), kinds, distances=distances)[0]
+    nothing = summarise(report(PATHS, [1] * 5), kinds, distances=np.full(5, np.nan))
+    assert math.isnan(nothing[0]["feature_distance_mean"])
+
+
+def test_the_limit_of_redundancy_is_that_of_the_selection():
+    vectors = np.random.default_rng(0).normal(size=(30, 3))
+    by_budget = SemanticSelector(vectors, 0.7, scope="dataset", progress=False).select()
+    assert redundancy_limit(by_budget) == by_budget.distance[by_budget.removed].max()
+    by_threshold = SemanticSelector(vectors, threshold=0.125, scope="dataset", progress=False).select()
+    assert redundancy_limit(by_threshold) == 0.125
+    assert redundancy_limit(SemanticSelector(vectors, 1.0, scope="dataset", progress=False).select()) is None
+    assert redundancy_limit(RandomSelector(0.5).select(vectors)) is None
+    assert redundancy_limit(None) is None
+
+
 @pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (0, 51), (3, 51), (25, 51), (51, 51), (17, 100_000)])
 def test_bounds_are_those_of_scipy(successes, count):
     expected = binomtest(successes, count).proportion_ci(method="wilson")
@@ -77,6 +102,10 @@ def test_bounds_are_those_of_scipy(successes, count):
     [
         (lambda: wilson_interval(3, 2), "`successes` must be from 0 to the 2 cases, got 3"),
         (lambda: summarise(report(PATHS, [1] * 5), pairs([0], ("random",))), "`pairs` must be those of the report's 5"),
+        (
+            lambda: summarise(report(PATHS, [1] * 5), pairs([0] * 5, ("random",)), distances=np.zeros(3)),
+            "`distances` must be one for each of the 5 pairs, got '3'",
+        ),
     ],
 )
 def test_errors(call, match):

@@ -397,6 +397,12 @@ def test_a_quick_try_walks_a_few_paths_and_writes_nothing(tmp_path):
     assert len(watch.pairs) == 10
     assert {row["epoch"] for row in watch.history} == {0, 1}
     assert not list(tmp_path.rglob("*.*"))
+    fitted(tmp_path / "real", watch, max_epochs=1)
+    written = sorted(path.name for path in (tmp_path / "real" / "boundary").iterdir())
+    (tmp_path / "real" / "boundary" / "boundaries.csv").write_text("")
+    fitted(tmp_path / "real", watch, fast_dev_run=True)
+    assert sorted(path.name for path in (tmp_path / "real" / "boundary").iterdir()) == written
+    assert (tmp_path / "real" / "boundary" / "boundaries.csv").read_text() == ""
 
 
 @pytest.mark.parametrize("options", [{"max_epochs": 0}, {"limit_train_batches": 0}])
@@ -517,6 +523,47 @@ def test_a_full_disk_costs_the_files_not_the_training(tmp_path, monkeypatch):
     assert len(watch.history) == 8
 
 
+class Diverging(Model):
+    """Has NaN for weights after its first step."""
+
+    def on_train_batch_end(self, *_):
+        with torch.no_grad():
+            self.head[2].weight.fill_(torch.nan)
+
+
+def test_a_model_that_diverged_is_told_and_goes_on(tmp_path):
+    watch = monitor()
+    run = trainer(tmp_path, watch, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="boundary: paths after . epochs? could not be walked. `model` must"):
+        run.fit(Diverging(), datamodule=Data())
+    assert {row["epoch"] for row in watch.history} == {0}
+    assert np.isnan(float(run.callback_metrics["boundary/random/crossing_rate"]))
+
+
+class Moody(Model):
+    """Gives NaN in evaluation though its weights are finite."""
+
+    def forward(self, images):
+        return super().forward(images) * (torch.nan if self.losses and not self.training else 1)
+
+
+def test_a_model_that_gives_nan_for_another_reason_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="must return finite scores"):
+        trainer(tmp_path, monitor(), limit_val_batches=0).fit(Moody(), datamodule=Data())
+
+
+def test_a_checkpoint_of_an_untrained_model_is_not_looked_at_twice(tmp_path):
+    class SavesAtOnce(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    first, again = monitor(), monitor()
+    fitted(tmp_path, first, SavesAtOnce())
+    fitted(tmp_path, again, ckpt_path=tmp_path / "first.ckpt")
+    assert [row["epoch"] for row in again.history] == [row["epoch"] for row in first.history]
+    assert np.array_equal(again.pairs.first, first.pairs.first)
+
+
 class Mute(Model):
     forward = L.LightningModule.forward
 
@@ -529,8 +576,9 @@ class FSDPStrategy(SingleDeviceStrategy):
     ("options", "match"),
     [
         ({"layer": "avgpol"}, "`layer` must be a layer of Model, such as avgpool"),
-        ({"num_points": 1}, "`num_points` must be at least 2, got 1"),
-        ({"num_points": 3.5}, "`num_points` must be a whole number, got 3.5"),
+        ({"num_points": 1}, "`num_points` must be at least 2, .* got 1"),
+        ({"num_points": 3.5}, "`num_points` must be an integer, got 3.5"),
+        ({"pool_size": 1}, "`pool_size` must be at least 2, got 1"),
         ({"num_pairs": 4}, "`num_pairs` must be at least 5, the number of `strata`, got 4"),
         ({"tolerance": 0.0}, r"`tolerance` must be in \(0, 1\], got 0.0"),
         ({"tolerance": "small"}, r"`tolerance` must be a number in \(0, 1\], got 'small'"),
@@ -562,6 +610,9 @@ def test_surroundings_that_cannot_work_are_refused_before_the_first_epoch(tmp_pa
     with pytest.raises(MisconfigurationException, match="`name` must be another for each monitor, got 'boundary' twi"):
         run.fit(Model(), datamodule=Data())
     shared = [monitor(name=name, dirpath=tmp_path / "same") for name in "ab"]
+    with pytest.raises(MisconfigurationException, match="`dirpath` must be another for each monitor"):
+        trainer(tmp_path, *shared).fit(Model(), datamodule=Data())
+    shared = [monitor(name="a"), monitor(name="b", dirpath=tmp_path / "a")]
     with pytest.raises(MisconfigurationException, match="`dirpath` must be another for each monitor"):
         trainer(tmp_path, *shared).fit(Model(), datamodule=Data())
     (tmp_path / "boundary").mkdir(exist_ok=True)
@@ -620,38 +671,40 @@ def test_what_was_left_to_say_is_said_once(tmp_path, caplog):
     assert "no pairs of the kinds redundant" in first
 
 
-def run_on(folder, n_processes, *more):
-    return subprocess.run(
-        [sys.executable, SCRIPT, folder, str(n_processes), *more],
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """The folder of a run on two processes, and of another in which one of them fails."""
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [sys.executable, SCRIPT, folder],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=240,
         check=False,
     )
-
-
-def test_two_processes_find_and_log_what_one_finds(tmp_path):
-    done = run_on(tmp_path / "2", 2)
     assert done.returncode == 0, done.stderr[-2000:]
-    runpy.run_path(str(SCRIPT))["fit"](tmp_path / "1", 1)
-    first, second = (json.loads((tmp_path / "2" / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    alone = json.loads((tmp_path / "1" / "rank0.json").read_text())
+    return folder
+
+
+def test_two_processes_find_and_log_what_one_finds(on_two, tmp_path):
+    runpy.run_path(str(SCRIPT))["fit"](tmp_path, 1)
+    first, second = (json.loads((on_two / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    alone = json.loads((tmp_path / "rank0.json").read_text())
     assert first["pairs"] == second["pairs"] == alone["pairs"]
     assert first["classes"] == second["classes"] == alone["classes"]
     assert first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], nan_ok=True, abs=1e-5)
     assert first["probed"] + second["probed"] == alone["probed"] + 1, "each asks for one image whether it can be asked"
     assert alone["probed"] > max(first["probed"], second["probed"]) > 0.3 * alone["probed"]
-    tables = [rows_in(tmp_path / n / "boundary") for n in "21"]
+    tables = [rows_in(folder / "boundary") for folder in (on_two, tmp_path)]
     assert len(tables[0]) == len(tables[1]) == 2 * 23
     for ours, theirs in zip(*tables, strict=True):
         assert all(ours[key] == theirs[key] for key in ("epoch", "pair", "first", "second", "classes"))
-    logged = [(tmp_path / n / "metrics.csv").read_text().count("\n") for n in "21"]
+    logged = [(folder / "metrics.csv").read_text().count("\n") for folder in (on_two, tmp_path)]
     assert logged[0] == logged[1]
 
 
-def test_a_failure_on_one_rank_stops_all(tmp_path):
-    done = run_on(tmp_path, 2, "broken")
-    assert done.returncode != 0
-    assert "broken on rank one" in done.stderr
-    assert "because another rank failed" in done.stderr
+def test_a_failure_on_one_rank_stops_all(on_two):
+    failed = [json.loads((on_two / "broken" / f"error{rank}.json").read_text()) for rank in (0, 1)]
+    assert failed[1] == "broken on rank one"
+    assert "because another rank failed (rank 1: ValueError: broken on rank one" in failed[0]

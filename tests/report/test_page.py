@@ -197,6 +197,32 @@ def test_points_turn_zoom_and_move(report, visit):
     assert page.evaluate(state) == seen[0]
 
 
+def test_a_double_click_turns_about_a_point_and_two_fingers_zoom(report, visit):
+    page = visit(report, has_touch=True).page
+    page.wait_for_function("document.documentElement.dataset.cloud === 'drawn'")
+    left, top = page.evaluate("report.cloudOf().placeOf(5)")
+    page.locator("#points").dblclick(position={"x": left, "y": top})
+    assert page.evaluate("report.cloudOf().centre") != [0, 0, 0]
+    box = page.locator("#points").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind, *places):
+        points = [{"x": x + across, "y": y, "id": number} for number, across in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    before = page.evaluate("report.cloudOf().zoom")
+    fingers("touchStart", -20, 20)
+    fingers("touchMove", -60, 60)
+    page.wait_for_function(f"report.cloudOf().zoom > {1.5 * before}")
+    fingers("touchEnd")
+    yaw = page.evaluate("report.cloudOf().yaw")
+    fingers("touchStart", 0)
+    fingers("touchMove", 50)
+    page.wait_for_function(f"report.cloudOf().yaw > {yaw}")
+    fingers("touchEnd")
+
+
 @pytest.mark.parametrize("typed", ["17", "#17", " 17 "])
 def test_the_search_finds_by_index(typed, report, digits, visit):
     opened = visit(report)
@@ -485,3 +511,19 @@ def test_a_status_of_a_later_version_is_shown_as_it_is(selection, digits, tmp_pa
     page.locator("#tab-gone").click()
     page.locator("#grid .thumb").first.click()
     assert page.locator("#detail .why").inner_text() == "Goes: folded."
+
+
+@pytest.mark.slow
+def test_more_sheets_than_are_held_at_once(tmp_path, visit):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20_000, 1, 4, 4), dtype=np.uint8)
+    dataset = TensorDataset(torch.from_numpy(images))
+    selection = RandomSelector(0.5).select(dataset)
+    opened = visit(write_report(selection, dataset, tmp_path / "r.html", progress=False))
+    assert opened.page.evaluate("report.facts.sheets.count") == 20
+    for index in [*range(500, 20_000, 1024), 500]:
+        opened.page.locator("#search").fill(str(index))
+        opened.page.keyboard.press("Enter")
+        opened.page.wait_for_selector(f"#detail .big canvas[data-index='{index}'][data-drawn]")
+        assert opened.pixels("#detail .big canvas") == images[index, 0].tolist()
+    assert opened.page.evaluate("report.thumbnailsOf().bitmaps.size") == 16

@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+from report_checks import check_cuts
 
 from toolkit import RandomSelector, Selection, SemanticSelector, WaveletSelector
 from toolkit.report import write_report
 from toolkit.selection import quota
-from toolkit.selection.result import INFLUENTIAL, KEPT
 
 
 def semantic(**more):
@@ -66,45 +66,18 @@ CASES = {
 }
 
 
-def assert_same(found, wanted):
-    for name in ("status", "group", "representative"):
-        assert found[name] == getattr(wanted, name).tolist(), name
-    assert np.array_equal(np.array(found["distance"], np.float32), wanted.distance, equal_nan=True)
-
-
-def check(selection, digits, path, visit):
-    write_report(selection, digits, path, progress=False)
-    page = visit(path)
-    assert_same(page.selection(), selection)
-    low = selection.recut.min_kept() / len(selection)
-    high = 1 - selection.recut.excluded.sum() / len(selection)
-    for fraction in (low, *np.linspace(low, high, 9)[1:-1].round(4).tolist(), high, 0.29 if low < 0.29 else 0.7):
-        wanted = selection.with_keep_fraction(fraction)
-        page.page.evaluate(
-            "(fraction) => report.view.selection.cut(report.fractionOf(fraction, report.facts.images))", fraction
-        )
-        assert_same(page.selection(), wanted)
-        assert page.page.evaluate("report.view.selection.keptText()") == wanted._kept_text()
-        table = page.page.evaluate("report.view.selection.table().map((row) => Array.from(row))")
-        for row, count in zip(table, wanted.counts().values(), strict=True):
-            staying = row[KEPT] + row[INFLUENTIAL]
-            assert (staying, sum(row) - staying) == (count["kept"], count["removed"])
-    page.page.evaluate("report.view.selection.asSaved()")
-    assert_same(page.selection(), selection)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_cuts_are_those_of_python(case, digits, tmp_path, visit):
     selection = CASES[case](digits)
     if "kept whole" in case:
         assert len(selection.influential)
-    check(selection, digits, tmp_path / "report.html", visit)
+    check_cuts(selection, digits, tmp_path / "report.html", visit)
 
 
 def test_what_a_person_moved_stays_moved(digits, tmp_path, visit):
     selection = edited(tmp_path / "saved")(digits)
     assert len(selection.edits) == 9
-    check(selection, digits, tmp_path / "report.html", visit)
+    check_cuts(selection, digits, tmp_path / "report.html", visit)
 
 
 @pytest.mark.parametrize("quota_of", ["proportional", "global"])
@@ -113,7 +86,10 @@ def test_the_distance_at_the_cut_is_that_of_the_last_merge(quota_of, digits, tmp
     path = write_report(selection, digits, tmp_path / "report.html", progress=False)
     page = visit(path)
     forest = selection.recut
-    for n_kept in (200, 120):
+    profile = page.page.evaluate("report.profileOf(report.view.selection.recut)")
+    assert [profile[0][0], profile[-1][0], len(profile)] == [240, forest.min_kept(), 101]
+    assert profile[0][1] == 0
+    for n_kept in (profile[20][0], profile[90][0]):
         cut = forest.cut(n_kept)
         heights = [
             tree.heights[len(images) - len(np.unique(cut.group[images])) - 1]
@@ -124,6 +100,8 @@ def test_the_distance_at_the_cut_is_that_of_the_last_merge(quota_of, digits, tmp
             "(n) => { report.view.selection.cut(n); return report.view.selection.heights; }", n_kept
         )
         assert [height for height in found if height is not None] == pytest.approx(heights, rel=0, abs=0)
+        assert len(heights) > 1
+        assert dict(profile)[n_kept] == max(heights)
         merged, kept = forest.curve()
         if quota_of == "global":
             assert kept[np.flatnonzero(merged == max(heights))[-1]] == n_kept

@@ -51,6 +51,11 @@ def test_the_file_is_whole_and_asks_for_nothing(selection, digits, vectors, tmp_
     assert facts_of(path)["images"] == facts_of(path)["shown"] == 240
 
 
+def test_a_title_that_is_no_text_does_not_stop_the_report(selection, digits, tmp_path):
+    path = write(selection, digits, tmp_path / "report.html", title="caf\udce9 <ü>")
+    assert "<title>caf&#56553; &lt;&#252;&gt;</title>" in path.read_text(encoding="utf-8")
+
+
 def test_the_same_selection_makes_the_same_file(selection, digits, vectors, tmp_path):
     status, before = selection.status.copy(), vectors.copy()
     first = write(selection, digits, tmp_path / "a.html", vectors=vectors).read_bytes()

@@ -1,9 +1,10 @@
-"""Fit with a DecisionBoundaryMonitor on some processes; each rank writes what it has. Run by its tests.
+"""Fit with a DecisionBoundaryMonitor on two processes, then with a model that fails on one. Run by its tests.
 
-python ddp_boundary.py OUTPUT_FOLDER N_PROCESSES [broken]
+python ddp_boundary.py OUTPUT_FOLDER
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,14 +26,15 @@ class Data(L.LightningDataModule):
 class Model(L.LightningModule):
     """Does not learn, so that any number of processes ends with the same weights."""
 
-    def __init__(self):
+    def __init__(self, broken=False):
         super().__init__()
+        self.broken = broken
         self.avgpool = nn.AdaptiveAvgPool2d(2)
         self.linear = nn.Linear(4, 3)
         self.probed = 0  # images seen in evaluation
 
     def forward(self, images):
-        if "broken" in sys.argv and not self.training and self.global_rank == 1:
+        if self.broken and not self.training and self.global_rank == 1:
             raise ValueError("broken on rank one")
         self.probed += 0 if self.training else len(images)
         return self.linear(self.avgpool(images).flatten(1)) * 5
@@ -44,9 +46,9 @@ class Model(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(folder, n_processes):
+def fit(folder, n_processes, broken=False):
     torch.manual_seed(0)
-    model = Model()
+    model = Model(broken)
     monitor = DecisionBoundaryMonitor(23, "avgpool", num_points=5, num_pictured=5)
     trainer = L.Trainer(
         max_epochs=1,
@@ -70,5 +72,14 @@ def fit(folder, n_processes):
     (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(written))
 
 
+def fail(folder):
+    folder.mkdir(exist_ok=True)
+    try:
+        fit(folder, 2, broken=True)
+    except (RuntimeError, ValueError) as error:
+        (folder / f"error{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(str(error)))
+
+
 if __name__ == "__main__":
-    fit(Path(sys.argv[1]), int(sys.argv[2]))
+    fit(Path(sys.argv[1]), 2)
+    fail(Path(sys.argv[1]) / "broken")

@@ -105,11 +105,22 @@ def test_a_star_whose_centre_comes_first_is_thinned_further():
         assert int(find_unique(star, n_kept, metric="euclidean").sum()) == n_kept
 
 
-@pytest.mark.parametrize("seed", range(6))
+def test_the_radius_grows_again_where_too_many_are_left():
+    # At 0.99 the second drops the third, which would drop the last three; at 1.05 the first drops the second, and the
+    # third is back: 5 stay, or 2. Of the 5, only the first two are near each other; the last three are 1.71 apart.
+    ring = [[0.99 * np.cos(a), 0.99 * np.sin(a), 0.0] for a in np.arange(3) * 2 * np.pi / 3]
+    x = np.array([[0, 0, 2.04], [0, 0, 0.99], [0, 0, 0], *ring])
+    assert find_unique(x, 2, metric="euclidean").tolist() == [True, False, True, False, False, False]
+    stays = find_unique(x, 3, metric="euclidean")
+    assert stays[:3].tolist() == [True, False, False]
+    assert int(stays.sum()) == 3
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_every_number_is_met_on_a_grid(seed):
     x = np.random.default_rng(seed).integers(0, 4, (40, 2)).astype(float)
     held = np.random.default_rng(seed).random(40) < 0.1
-    for n_kept in range(max(1, int(held.sum())), 41):
+    for n_kept in range(max(1, int(held.sum())), 41, 4):
         stays = find_unique(x, n_kept, metric="euclidean", preferred=held)
         assert int(stays.sum()) == n_kept
         assert stays[held].all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,18 +34,17 @@ class Images:
     """
 
     def __init__(self, images: Any, name: str) -> None:
-        if not (isinstance(images, Tensor) or hasattr(images, "__array_interface__")):
-            try:
-                len(images), images[:0]
-            except (TypeError, KeyError, IndexError):
-                raise TypeError(f"`{name}` must be images of shape (P, *shape), got {type(images).__name__}.") from None
+        if isinstance(images, Mapping) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+            raise TypeError(f"`{name}` must be images of shape (P, *shape), got {type(images).__name__}.")
         self.images = images
         self.name = name
         self.whole = hasattr(images, "ndim")
         if (self.whole and images.ndim == 0) or len(images) == 0:
             raise invalid(name, "at least one image, of shape (P, *shape)", tuple(getattr(images, "shape", (0,))))
         self.shape = tuple(images.shape[1:]) if self.whole else tuple(np.shape(images[0]))
-        self.dtype = self.take(np.zeros(1, np.int64)).dtype
+        first = self.take(np.zeros(1, np.int64))
+        #: Their number format, and the device that they lie on.
+        self.dtype, self.device = first.dtype, str(first.device)
         if not self.dtype.is_floating_point:
             raise TypeError(
                 f"`{name}` must be floating-point images as the model takes them, got {self.dtype}. "
@@ -54,11 +53,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def device(self) -> str:
-        """The device that they lie on."""
-        return str(self.images.device) if isinstance(self.images, Tensor) else "cpu"
 
     def take(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """The images of some indices, as a new tensor where they lie."""
@@ -90,7 +84,7 @@ class Scorer:
 
     Raises:
         ValueError: For an unknown precision or a batch size below 1; when called, if the output is neither (B, C) with
-            at least two classes nor (B,) integers, or if it is not finite.
+            at least two classes nor (with `decision`) (B,) integers.
         TypeError: If the model or `decision` cannot be called, or the output is no tensor.
 
     Example:

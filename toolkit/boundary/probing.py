@@ -5,26 +5,28 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Subset
 
 from toolkit.boundary.evaluation import Scorer
 from toolkit.boundary.pairs import PathPairs, load_images
-from toolkit.boundary.path_table import PathTable, rows_of
+from toolkit.boundary.path_table import COLUMNS, PathTable, rows_of
 from toolkit.boundary.paths import probe_paths
 from toolkit.boundary.planes import decision_plane
 from toolkit.boundary.report import BoundaryReport
+from toolkit.boundary.strata import summarise
 from toolkit.datasets import ids_of
 from toolkit.plotting import displayable
 from toolkit.representations import EvaluationView
 from toolkit.representations.feature_map import _tapped
+from toolkit.validation import invalid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,6 +114,8 @@ class PairWalker:
         return BoundaryReport.concatenate([report for report, _ in parts]), np.concatenate([part for _, part in parts])
 
     def _parts(self, model: Callable[[Tensor], Any], start: int, stop: int) -> Iterator[_Walked]:
+        if start == stop:
+            return
         if self._image_bytes is None:
             image = load_images(self.view, self.pairs.images[:1])
             self._image_bytes = image.numel() * image.element_size()
@@ -207,7 +211,7 @@ def triples_of(pairs: PathPairs, count: int) -> list[tuple[int, int, int]]:
         >>> pairs = PathPairs(np.array([4, 4, 7]), np.array([1, 2, 3]), np.array([0, 1, 1]),
         ...                   ("same_class_far", "cross_class_near"))
         >>> triples_of(pairs, 2)
-        [(4, 1, 2), (4, 1, 7)]
+        [(4, 1, 2), (4, 2, 7)]
     """
     partner: dict[str, dict[int, int]] = {}
     for name, first, second in zip(pairs.names, pairs.first.tolist(), pairs.second.tolist(), strict=True):
@@ -235,6 +239,7 @@ def draw_planes(
     labels: Any = None,
     class_names: Sequence[str] | None = None,
     size: int = 64,
+    decision: Callable[[Any], Tensor] | None = None,
     precision: str = "float32",
     batch_size: int = 256,
 ) -> list[dict[str, Any]]:
@@ -249,6 +254,7 @@ def draw_planes(
         labels: The class of each image, or None.
         class_names: A name for each class.
         size: Grid points along each side of a plane.
+        decision: Makes scores, or classes, of what the model returns.
         precision: "float32" or "bf16".
         batch_size: Images a forward.
 
@@ -267,18 +273,16 @@ def draw_planes(
         if len(found) == count:
             break
         images = load_images(view, triple)
-        try:
-            plane = decision_plane(model, images, size=size, precision=precision, batch_size=batch_size)
-        except ValueError as error:
-            if "line" not in str(error) and "same" not in str(error):
-                raise
+        if not _span_a_plane(images):
             continue
+        plane = decision_plane(model, images, size=size, decision=decision, precision=precision, batch_size=batch_size)
         pictures = [view.dataset[index] for index in triple]
         figure = plot_plane(
             plane,
             None if displayable(pictures[0]) is None else pictures,
             class_names,
             labels=None if labels is None else [int(labels[index]) for index in triple],
+            title="Decisions in the plane through images {}, {} and {}".format(*triple),
         )
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=120)
@@ -286,19 +290,17 @@ def draw_planes(
         drawn.append(imread(buffer)[..., :3])
         found.append({"images": list(triple), "regions": plane.n_regions})
     if drawn:
-        height = max(len(picture) for picture in drawn)
-        padded = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0)), constant_values=1) for p in drawn]
-        imsave(path, np.concatenate(padded, axis=1))
+        imsave(path, np.concatenate(drawn, axis=1))
     return found
 
 
 def save_probe(
-    model: nn.Module,
+    model: Callable[[Tensor], Any],
     walker: PairWalker,
     folder: Path,
-    summarised: Callable[[BoundaryReport, npt.NDArray[np.float64]], list[dict[str, Any]]],
     *,
-    facts: dict[str, Any],
+    limit: float | None = None,
+    facts: Mapping[str, Any] | None = None,
     labels: Any = None,
     class_names: Sequence[str] | None = None,
     num_planes: int = 3,
@@ -306,42 +308,61 @@ def save_probe(
     """Walk all paths and write `boundaries.csv`, `summary.json`, `paths.png` and `planes.png` into a folder.
 
     Args:
-        model: The model.
+        model: As for `probe_paths`.
         walker: Its paths.
         folder: Where to; it exists. Files of these names are replaced.
-        summarised: Makes the rows of rates from the report and the distances.
+        limit: Up to which distance of feature maps images count as redundant, see `redundancy_limit`.
         facts: What else to write into the summary.
         labels: The class of each image, or None.
         class_names: A name for each class.
-        num_planes: How many planes to draw; 0 for none.
+        num_planes: How many planes through three images to draw; 0 for none.
 
     Returns:
-        The rows of rates, and the files by name.
+        The rates of each kind of pairs, as `summarise` tells them, and the files by name.
+
+    Raises:
+        ValueError: If the walker has no pairs.
     """
     walked = walker(model)
-    assert walked is not None  # A `PathPairs` that was drawn is not empty.
-    report, distances = walked
-    rows, pairs, images = summarised(report, distances), walker.pairs, walker.view.dataset
+    if walked is None:
+        raise invalid("walker", "one with at least one pair", "none")
+    (report, distances), pairs, images = walked, walker.pairs, walker.view.dataset
+    rows = summarise(report, pairs, distances=None if walker.layer is None else distances, limit=limit)
     files = {"table": folder / "boundaries.csv"}
     names = ids_of(images)
     files["table"].unlink(missing_ok=True)
-    table = [
-        {"epoch": None, "step": None, **row} for row in rows_of(report, pairs, names.__getitem__ if names else str)
-    ]
-    PathTable(files["table"]).append(table)
+    table = PathTable(files["table"], COLUMNS[2:])  # there is no epoch and no step
+    table.append(rows_of(report, pairs, str if names is None else names.__getitem__))
     figure = draw_paths(report, pairs, images, class_names=class_names)
     if figure is not None:
         files["picture: paths"] = folder / "paths.png"
         figure.savefig(files["picture: paths"], dpi=120)
     planes = []
     if num_planes:
-        path = folder / "planes.png"
-        planes = draw_planes(model, walker.view, pairs, path, count=num_planes, labels=labels, class_names=class_names)
-        files |= {"picture: planes": path} if planes else {}
+        planes = draw_planes(
+            model,
+            walker.view,
+            pairs,
+            folder / "planes.png",
+            count=num_planes,
+            labels=labels,
+            class_names=class_names,
+            decision=walker.decision,
+            precision=walker.precision,
+            batch_size=walker.batch_size,
+        )
+        files |= {"picture: planes": folder / "planes.png"} if planes else {}
     files["summary"] = folder / "summary.json"
-    summary = {**facts, "images_evaluated": report.n_evaluations, "kinds": rows, "planes": planes}
+    summary = {**(facts or {}), "images_evaluated": report.n_evaluations, "kinds": rows, "planes": planes}
     files["summary"].write_text(json.dumps(_without_nan(summary), indent=1) + "\n")
     return rows, files
+
+
+def _span_a_plane(images: Tensor) -> bool:
+    """Whether three images are neither the same nor on a line, as far as their numbers tell."""
+    first, second = (images[1:] - images[0]).flatten(1).double()
+    lengths = first.norm() * second.norm()
+    return bool(lengths > 0) and bool((first @ second / lengths).abs() < 1 - 1e-6)
 
 
 def _without_nan(value: Any) -> Any:

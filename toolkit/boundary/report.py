@@ -38,9 +38,10 @@ class BoundaryReport:
         margin_min_position: float32 (P,), the `a` of that point.
         resolution: float32 (P,), the widest gap between neighbouring evaluated points of one class that may still hide
             a pair of crossings; 0 where every gap was excluded. Without adaptive points nothing excludes a gap, so
-            this is the widest one. With them, a gap is excluded where no other class can catch up inside, supposed that
-            the scores' differences there are not much steeper than they are seen to be next to it (see `probe_paths`).
-            The brackets of crossings, at most `tolerance` wide, do not count.
+            this is the widest one. With them, a gap is excluded where no other class can catch up inside as long as
+            differences of scores change no more than twice as fast there as they are seen to nearby (see
+            `probe_paths`). Beside a crossing two classes are nearly level, so that a gap of the finest width stays open
+            there. The brackets of crossings, at most `tolerance` wide, do not count.
         tolerance: The width to which each crossing was bracketed.
         num_points: Points on the regular grid of each path, both ends included.
         n_evaluations: Images that went through the model in the call that made this report. A `subset` keeps it.

@@ -117,7 +117,7 @@ class Cloud {
 
   project() {
     const {width, height} = this.canvas, {points, x, y, depth} = this;
-    const focus = 0.54 * Math.min(width, height) * DISTANCE * this.zoom;
+    const focus = 0.5 * Math.min(width, height) * DISTANCE * this.zoom;
     const cy = Math.cos(this.yaw), sy = Math.sin(this.yaw), cp = Math.cos(this.pitch), sp = Math.sin(this.pitch);
     const [ox, oy, oz] = this.centre;
     const left = width / 2 + this.pan[0] * this.scale, top = height / 2 + this.pan[1] * this.scale;

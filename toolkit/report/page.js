@@ -71,6 +71,7 @@ function showCounts() {
     chip.hidden = !selection.byStatus[code] && !selection.saved.status.includes(code);
     chip.querySelector("span").textContent = whole(selection.byStatus[code]);
   });
+  showProfile();
   showTable();
 }
 
@@ -100,6 +101,29 @@ function showTable() {
     ))),
     rows.length > 1
       ? make("tfoot", {}, make("tr", {}, make("th", {scope: "row"}, "total"), ...cells(total), heights ? make("td") : "")) : "",
+  );
+}
+
+// How far apart the images are that are merged last, along the slider, with a line at this cut.
+let profile = [];
+function showProfile() {
+  const {selection} = view, picture = element("profile");
+  const highest = Math.max(...profile.map(([, height]) => height));
+  picture.hidden = !profile.length || !highest;
+  if (picture.hidden) return;
+  const most = profile[0][0], width = most - profile[profile.length - 1][0];
+  const shape = (name, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const points = profile.map(([nKept, height]) => `${(most - nKept) / width},${1 - height / highest}`);
+  const at = (most - (selection.cutAt ?? selection.nKept)) / width;
+  picture.setAttribute("viewBox", "0 0 1 1");
+  picture.setAttribute("preserveAspectRatio", "none");
+  picture.replaceChildren(
+    shape("path", {d: `M0,1L${points.join("L")}L1,1Z`}),
+    at >= 0 && at <= 1 ? shape("line", {x1: at, x2: at, y1: 0, y2: 1}) : "",
   );
 }
 
@@ -314,6 +338,8 @@ function buildCut() {
   const {selection} = view, {recut} = selection;
   if (!recut) return;
   const slider = element("removed"), number = element("kept-number");
+  profile = profileOf(recut);
+  element("slide").title = "The curve: how far apart the images are that are merged last.";
   slider.min = selection.n - recut.maxKept();
   slider.max = selection.n - recut.minKept();
   number.min = recut.minKept();
@@ -396,10 +422,10 @@ async function start() {
   thumbnails = new Thumbnails(facts, view.shown, arrays.sizes, facts.images);
   showNotes();
   buildFilter();
+  buildCut();
   buildCloud(arrays.points);
   showCounts();
   paintCloud();
-  buildCut();
   galleries = new Galleries(view, thumbnails, choose);
   element("download").addEventListener("click", download);
   element("find").addEventListener("submit", find);
@@ -408,8 +434,8 @@ async function start() {
   document.documentElement.dataset.ready = "yes";
 }
 
-// For tests and for those who look under the bonnet.
-window.report = {view, facts, fractionOf, allocate, cloudOf: () => cloud, thumbnailsOf: () => thumbnails};
+// For the browser's console.
+window.report = {view, facts, fractionOf, allocate, profileOf, cloudOf: () => cloud, thumbnailsOf: () => thumbnails};
 start().catch((error) => {
   element("lead").textContent = `This page could not be drawn: ${error}`;
   document.documentElement.dataset.ready = "failed";

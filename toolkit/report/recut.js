@@ -88,6 +88,9 @@ class Forest {
     }));
     this.excluded = new Uint8Array(this.n).fill(1);
     for (const {images} of this.classes) for (const index of images) this.excluded[index] = 0;
+    this.low = this.classes.map(({images}) =>
+      Math.max(Math.min(1, images.length), sum(Array.from(images, (index) => this.preferred[index]))));
+    this.high = this.classes.map(({images}) => images.length);
     this.lost = this.classes.map((tree) => this.lostAfter(tree));
     this.spared = this.lost.map((lost) => { let most = 0; return lost.map((m) => { most = Math.max(most, m); return most; }); });
   }
@@ -118,19 +121,18 @@ class Forest {
     return lost;
   }
 
-  cut(nKept) {
-    let merges;
-    if (this.quota === "global") {
-      merges = this.mergesByHeight(nKept);
-    } else {
-      const low = this.classes.map(({images}) =>
-        Math.max(Math.min(1, images.length), sum(images.map((index) => this.preferred[index]))));
-      const high = this.classes.map(({images}) => images.length);
-      const quota = allocate(nKept, this.sizes, low, high);
-      merges = this.classes.map((_, c) => (quota[c] < high[c] ? firstAtLeast(this.spared[c], high[c] - quota[c]) : 0));
-    }
-    return this.assemble(merges);
+  cut(nKept) { return this.assemble(this.mergesAt(nKept)); }
+
+  // How many merges each class does.
+  mergesAt(nKept) {
+    if (this.quota === "global") return this.mergesByHeight(nKept);
+    const quota = allocate(nKept, this.sizes, this.low, this.high);
+    return this.classes.map((_, c) =>
+      (quota[c] < this.high[c] ? firstAtLeast(this.spared[c], this.high[c] - quota[c]) : 0));
   }
+
+  // The heights of each class's last merge, null where there is none.
+  heightsOf(merges) { return this.classes.map(({heights}, c) => (merges[c] ? heights[merges[c] - 1] : null)); }
 
   mergesByHeight(nKept) {
     if (!this.byHeight) {
@@ -186,8 +188,7 @@ class Forest {
         distance[index] = 0;
       }
     }
-    const heights = this.classes.map((tree, c) => (nMerges[c] ? tree.heights[nMerges[c] - 1] : null));
-    return {group: numbered, representative, distance, influential, heights};
+    return {group: numbered, representative, distance, influential, heights: this.heightsOf(nMerges)};
   }
 }
 
@@ -280,7 +281,12 @@ class OutlierForest {
 
   maxKept() { return this.n - sum(this.excluded); }
 
-  cut(nKept) {
+  mergesAt(nKept) { return this.split(nKept).merges; }
+
+  heightsOf(merges) { return this.forest.heightsOf(merges); }
+
+  // How many merges each class does, and how many of its images go as outliers.
+  split(nKept) {
     const kept = allocate(nKept, this.forest.sizes, this.low, this.available);
     const gone = this.available.map((count, c) => count - kept[c]);
     const outliers = allocate(fractionOf(this.share, sum(gone)), gone, gone.map(() => 0), gone);
@@ -296,6 +302,11 @@ class OutlierForest {
         }
       }
     });
+    return {merges, counts};
+  }
+
+  cut(nKept) {
+    const {merges, counts} = this.split(nKept);
     const {group, representative, distance, heights} = this.forest.assemble(merges);
     const size = new Map();
     for (const g of group) size.set(g, (size.get(g) || 0) + 1);
@@ -319,6 +330,19 @@ class OutlierForest {
     }
     return {group: byFirst(group), representative, distance, influential: null, outlier, heights};
   }
+}
+
+const PROFILE_STEPS = 100;
+
+// The height of the last merge of all classes at evenly spaced budgets: [images kept, height], most kept first.
+function profileOf(recut) {
+  const most = recut.maxKept(), least = recut.minKept(), profile = [];
+  if (!recut.mergesAt || most === least) return profile;
+  for (let k = 0; k <= PROFILE_STEPS; k++) {
+    const nKept = Math.round(most - ((most - least) * k) / PROFILE_STEPS);
+    profile.push([nKept, Math.max(0, ...recut.heightsOf(recut.mergesAt(nKept)).map((height) => height ?? 0))]);
+  }
+  return profile;
 }
 
 const RECUTS = {merge_forest: Forest, outlier_forest: OutlierForest, ranking: Ranking};

@@ -59,6 +59,8 @@ def write_report(
     The file has at most 60 MB: thumbnails have 64 pixels for up to 12,500 images, 48 up to 22,222, 32 up to 50,000, 24
     up to 88,888 and 16 up to 200,000, and are lossless where that fits, else as good as fits.
 
+    In a distributed run, call it on one rank.
+
     Args:
         selection: The selection.
         dataset: The images that it was chosen from, N of them: a data set or an `EvaluationView`. Each image is read
@@ -287,7 +289,8 @@ class _Page:
         """The text of the page."""
         known = {
             "GENERATOR": html.escape(GENERATOR),
-            "TITLE": html.escape(self.facts["title"]),
+            # What UTF-8 cannot hold (bytes of file names that are no text) is shown as unknown.
+            "TITLE": html.escape(self.facts["title"]).encode("ascii", "xmlcharrefreplace").decode(),
             "STYLE": self.style,
             "FACTS": json_text(self.facts),
             "ARRAYS": "".join(self.elements),

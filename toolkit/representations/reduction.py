@@ -118,7 +118,8 @@ def pca(vectors: npt.ArrayLike, n_dim: int | None = None, *, progress: bool = Fa
             rows = max(1, _BLOCK_ELEMENTS // wanted)
             out *= _signs([out[start : start + rows] for start in range(0, n_rows, rows)]).astype(dtype)
     out += 0.0  # -0 becomes 0
-    variance = np.ldexp(values, 2 * exponent) / max(n_rows - 1, 1)
+    with np.errstate(over="ignore", under="ignore"):  # infinite where the square of a spread is
+        variance = np.ldexp(values, 2 * exponent) / max(n_rows - 1, 1)
     return PrincipalComponents(cast("Vectors", out), variance, values / spread if spread else np.zeros(wanted))
 
 
@@ -169,7 +170,7 @@ def umap(
         matrix = pca(matrix, progress=progress).vectors
     # The usual start needs eigenvectors of the neighbours' graph, one more than dimensions and fewer than rows.
     start = "spectral" if wanted + 2 < len(matrix) else "random"
-    with preserved_rng(), warnings.catch_warnings():
+    with preserved_rng(), warnings.catch_warnings(), np.errstate(all="ignore"):
         for message in ("n_jobs value", "Spectral initialisation failed", "Graph is not fully connected", ".*spectral"):
             warnings.filterwarnings("ignore", message, UserWarning)
         warnings.filterwarnings("ignore", ".*force_all_finite.*", FutureWarning)

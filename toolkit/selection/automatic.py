@@ -122,10 +122,11 @@ def crossing_curve(
 
     Which paths are walked: an image that a step removes, or gives another representative, makes a new pair, which
     counts from that step on until the image's representative changes again. Of each step's new pairs a random share is
-    walked, and R(f) is the mean over the pairs that count at f, each with one over its step's share. A fifth of the
-    pairs is random ones; a fifth of the others is spread over all steps; the rest goes in four rounds to the steps up to where the cut seems to be by then,
-    four times as dense among the safest 2 %, on whose rate the limit depends. On CIFAR-10 the default number of pairs
-    walks all paths up to the cut, so that little is left to chance but the random pairs.
+    walked, and R(f) is the mean over the pairs that count at f, each with one over its step's share. A fifth of all
+    pairs is random ones; a fifth of the others is spread over all steps, and the rest goes in four rounds to the steps
+    up to where the cut seems to be by then, four times as dense among the safest 2 %, on whose rate the limit depends.
+    On CIFAR-10 the default number of pairs walks all paths up to the cut, so that little is left to chance but the
+    random pairs.
 
     Intervals are the 2.5 % and 97.5 % quantiles of 200 replicates of a rescaling bootstrap: they tell how much the
     figures would change if other pairs were drawn, which is nothing where all were. They do not tell how they would
@@ -136,7 +137,7 @@ def crossing_curve(
 
     Why so, measured with ResNet-32 on CIFAR-10: walking 2,000 pairs at 17 points each leaves a spread of more than 10
     points between seeds, because only one path in 30 crosses near the cut. What is known of all pairs before any walk
-    (distance, margins at both ends) explains too little of which paths cross to replace walks. What helps is to walk
+    (distance, margins at both ends) explains 6 % of the variance of which paths cross, too little to replace walks. What helps is to walk
     three times as many paths with the same forwards (see `PathProber`) and to spend them where they matter. See
     `benchmarks/auto_fraction.py`.
 
@@ -153,6 +154,16 @@ def crossing_curve(
 
     References:
         Rao, Wu, "Resampling inference with complex survey data", JASA 1988: the rescaling bootstrap of strata.
+
+    Example:
+        >>> from toolkit import SemanticSelector
+        >>> angles = np.cumsum(np.linspace(0.001, 0.01, 200))
+        >>> vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        >>> selection = SemanticSelector(vectors, keep_fraction=0.9, progress=False).select(labels=[0] * 200)
+        >>> def crosses(first, second):
+        ...     return np.abs(angles[first] - angles[second]) > 0.005
+        >>> round(crossing_curve(selection.recut, selection.labels.codes, crosses).chosen, 3)
+        0.272
     """
     rng = np.random.default_rng([seed, 0])
     episodes = _Episodes.of(forest)
@@ -170,12 +181,12 @@ def crossing_curve(
     sample.walk(probe)
     for round_ in range(_ROUNDS):
         left = walks - int(sample.taken.sum())
-        decision = rule(sample.rates(sample.weights()), episodes.active, random.mean(), int(random.sum()))
+        decision = rule(sample.rates(sample.weights()), random)
         reach = rule.base + 1 if decision.chosen is None else decision.step
         until = min(episodes.n_steps, int(np.ceil(_HEADROOM * (reach + 1))) + 1)
         sample.spread(left // (_ROUNDS - round_), density, until)
         sample.walk(probe)
-    decision = rule(sample.rates(sample.weights()), episodes.active, random.mean(), int(random.sum()))
+    decision = rule(sample.rates(sample.weights()), random)
     return _with_intervals(decision, sample, rule, random, rng)
 
 
@@ -185,7 +196,6 @@ class _Episodes:
 
     Attributes:
         removed: Shape (K,), how many images each step's cut removes, ascending.
-        active: Shape (K,), how many pairs count at each step: the same, but for images that are kept for other reasons.
         image: Shape (E,), the removed image of each pair.
         representative: Shape (E,), the image that stays in its place.
         first: Shape (E,), the step at which the pair appears.
@@ -193,7 +203,6 @@ class _Episodes:
     """
 
     removed: _Ints
-    active: _Ints
     image: _Ints
     representative: _Ints
     first: _Ints
@@ -209,25 +218,22 @@ class _Episodes:
         most = available - forest.min_kept()
         step_size = max(1, round(_STEP * forest.n_images))
         ladder = np.append(np.arange(step_size, most, step_size), most)[:most]  # empty where nothing can go
-        own = np.arange(forest.n_images)
         before = np.full(forest.n_images, -1, np.int64)
         began = np.full(forest.n_images, -1, np.int64)
         parts: list[tuple[_Ints, ...]] = []
-        active = np.zeros(len(ladder), np.int64)
         for step, cut in enumerate(forest.cuts(available - ladder)):
-            now = np.where(cut.kept | (cut.representative == own), -1, cut.representative)
+            now = np.where(cut.kept, -1, cut.representative)
             changed = now != before
             ended = np.flatnonzero(changed & (before >= 0))
             parts.append((ended, before[ended], began[ended], np.full(len(ended), step - 1)))
             began[changed] = step
             before = now
-            active[step] = int((now >= 0).sum())
         open_ = np.flatnonzero(before >= 0)
         parts.append((open_, before[open_], began[open_], np.full(len(open_), len(ladder) - 1)))
         columns = [np.concatenate([part[column] for part in parts]) for column in range(4)]
         # By step and image, so that draws do not depend on when pairs end.
         order = np.lexsort((columns[0], columns[2]))
-        return cls(ladder, active, *(column[order] for column in columns))
+        return cls(ladder, *(column[order] for column in columns))
 
 
 class _Sample:
@@ -347,39 +353,39 @@ class _Rule:
         #: The step that removes the safest images.
         self.base = min(int(np.searchsorted(removed, _SAFEST * n_images)), len(removed) - 1)
 
-    def __call__(self, rates: _Floats, active: _Ints, random_rate: float, n_crossing: int) -> _Decision:
+    def __call__(self, rates: _Floats, random: _Bools) -> _Decision:
         """Decide.
 
         Args:
             rates: Shape (K,), as estimated.
-            active: Shape (K,), how many pairs each rate is of.
-            random_rate: Of random pairs of one class.
-            n_crossing: How many of those cross.
+            random: For each random pair of one class whether its path crosses.
         """
         from sklearn.isotonic import isotonic_regression
 
-        rate = np.asarray(isotonic_regression(rates, sample_weight=active.astype(np.float64)), np.float64)
+        n_crossing, random_rate = int(random.sum()), float(random.mean())
+        rate = np.asarray(isotonic_regression(rates, sample_weight=self.removed.astype(np.float64)), np.float64)
         base = float(rate[self.base])
         limit = base + self.tolerance * (random_rate - base)
         why = None
-        of_base = f"the paths of {_percent(base)} of the safest images to their representatives cross a boundary"
-        of_random = f"of random pairs of one class {_percent(random_rate)}"
+        of_base = f"of the paths of the safest 2 % of the images {_percent(base)} cross a boundary"
+        of_random = f"those between random pairs of one class ({_percent(random_rate)})"
         if n_crossing < _LEAST_CROSSINGS:
             why = f"only {n_crossing} random pairs of one class have a path that crosses a boundary, too few to go by"
         elif base > _MAX_BASE_RATE:
             why = f"{of_base}, more than {_percent(_MAX_BASE_RATE)}"
         elif base >= _MAX_BASE_SHARE * random_rate:
-            why = f"{of_base}, nearly as many as {of_random}"
+            why = f"{of_base}, nearly as many as of {of_random}"
         if why is not None:
             return _Decision(rate, base, random_rate, limit, None, -1, f"nothing is removed: {why}")
         step = int(np.flatnonzero(rate <= limit)[-1])
         chosen = float(self.removed[step])
         if step + 1 < len(rate):
             share = (limit - rate[step]) / (rate[step + 1] - rate[step])
-            chosen += share * float(self.removed[step + 1] - self.removed[step])
+            chosen += float(share * (self.removed[step + 1] - self.removed[step]))
         message = (
-            f"{_percent(chosen / self.n_images)} of the images can go: {of_base}, {of_random}, and up to there no more "
-            f"than {_percent(limit)}"
+            f"{_percent(chosen / self.n_images)} of the images can go: no more than {_percent(limit)} of the paths to "
+            f"their representatives cross a boundary ({_percent(base)} for the safest 2 % of the images, "
+            f"{_percent(random_rate)} for random pairs of one class)"
         )
         if step + 1 == len(rate):
             message += "; the merge trees go no further (`tree_floor`)"
@@ -390,11 +396,7 @@ def _with_intervals(
     decision: _Decision, sample: _Sample, rule: _Rule, random: _Bools, rng: np.random.Generator
 ) -> CrossingCurve:
     """The decision with its intervals, which hold it."""
-    replicates = []
-    for _ in range(_REPLICATES):
-        n_crossing = int(rng.choice(random, len(random)).sum())
-        rates = sample.rates(sample.weights(rng))
-        replicates.append(rule(rates, sample.episodes.active, n_crossing / len(random), n_crossing))
+    replicates = [rule(sample.rates(sample.weights(rng)), rng.choice(random, len(random))) for _ in range(_REPLICATES)]
     low, high = np.quantile([replicate.rate for replicate in replicates], [0.025, 0.975], axis=0)
     bounds: list[float | None] = [None, None]
     n_removed = 0
@@ -409,8 +411,8 @@ def _with_intervals(
         low=np.minimum(low, decision.rate).tolist(),
         high=np.maximum(high, decision.rate).tolist(),
         base_rate=decision.base_rate,
-        random_rate=float(decision.random_rate),
-        limit=float(decision.limit),
+        random_rate=decision.random_rate,
+        limit=decision.limit,
         chosen=None if decision.chosen is None else decision.chosen / rule.n_images,
         chosen_low=bounds[0],
         chosen_high=bounds[1],
@@ -457,7 +459,7 @@ def curve_text(curve: Mapping[str, Any]) -> str:
         images removed  paths that cross  95 % interval
                  1.0 %             0.0 %   0.0 to 0.0 %
                  2.0 %             1.0 %   0.0 to 2.0 %
-        2.1 % of the images can go (2.0 to 2.2 % with other draws of pairs).
+        2.1 % of the images can go; 2.0 to 2.2 % with other draws of pairs.
     """
     removed = np.asarray(curve["removed_fraction"], np.float64)
     wanted = [share for share in _SHOWN if len(removed) and share <= removed[-1] + 0.005]
@@ -476,7 +478,7 @@ def curve_text(curve: Mapping[str, Any]) -> str:
     sentence = str(curve["message"])
     if curve["chosen_low"] is not None:
         low, high = 100 * curve["chosen_low"], _percent(curve["chosen_high"])
-        sentence += f" ({low:.1f} to {high} with other draws of pairs)"
+        sentence += f"; {low:.1f} to {high} with other draws of pairs"
     return "\n".join([*(lines if rows else []), f"{sentence[:1].upper()}{sentence[1:]}."])
 
 

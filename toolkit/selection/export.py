@@ -257,8 +257,12 @@ def _put(source: Path, target: Path, mode: str) -> None:
         target.symlink_to(source)
         return
     unfinished = target.with_name(f".{target.name[:100]}.{os.getpid()}{_UNFINISHED}")
-    shutil.copy2(source, unfinished)
-    unfinished.rename(target)
+    try:
+        shutil.copy2(source, unfinished)
+        unfinished.rename(target)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _lines(folder: Path, names: list[str]) -> bytes:

@@ -34,7 +34,7 @@ _BALANCES = ("label", "predicted")
 #: Merges beyond those a budget needs: rounding can ask a class for one or two more at a larger one.
 _SLACK = 2
 #: Nearest neighbours that images may be grouped with where these are found approximately.
-_NEIGHBORS = 32
+_NEIGHBORS = 16
 #: Products held at a time while diameters are measured (32 MiB).
 _BLOCK_ELEMENTS = 1 << 22
 
@@ -235,8 +235,7 @@ class FeatureMapSelector(TreeSelector):
             fingerprint=fingerprint_of(dataset),
             recut=recut,
         )
-        if world()[0] == 0:
-            self._warn_of_classes(selection, candidates, recut, names)
+        self._warn_of_classes(selection, candidates, recut, names)
         return selection
 
     @staticmethod

@@ -58,7 +58,7 @@ class UniquenessSelector(RankedSelector):
         >>> UniquenessSelector(vectors, keep_fraction=0.8, progress=False).select().kept
         array([0, 2, 3, 4])
         >>> uniqueness([[0.0], [1.0], [3.0], [6.0]], metric="euclidean").round(3)
-        array([0.458, 0.375, 0.583, 1.   ])
+        array([0.538, 0.436, 0.615, 1.   ])
     """
 
     settings: ClassVar[tuple[str, ...]] = ("keep_fraction", "greedy", "metric", "always_keep", "always_remove")
@@ -161,7 +161,7 @@ def find_unique(
 
     Example:
         >>> find_unique([[0.0], [0.1], [0.25], [3.0], [3.3]], 3, metric="euclidean").tolist()
-        [True, False, True, True, False]
+        [True, False, False, True, True]
     """
     n_vectors = len(vectors)
     held = np.zeros(n_vectors, dtype=bool) if preferred is None else preferred
