@@ -96,7 +96,8 @@ def test_a_second_name_for_the_folders_is_refused(folder):
 
 
 def test_public_names_exist_and_have_docstrings():
-    for module in ("toolkit", "toolkit.representations", "toolkit.selection", "toolkit.grouping", "toolkit.models"):
+    packages = ("boundary", "grouping", "models", "report", "representations", "selection")
+    for module in ("toolkit", *(f"toolkit.{package}" for package in packages)):
         for name in importlib.import_module(module).__all__:
             if not name.startswith("_") and not name.isupper():
                 thing = getattr(importlib.import_module(module), name)
