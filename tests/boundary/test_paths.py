@@ -291,4 +291,4 @@ def test_resnet32_on_cifar10_against_a_dense_grid(cifar_root, data_folder):
     for found, wanted in zip(report.positions, positions, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1 / 256)
     assert report.num_crossings.sum() > 8
-    assert report.n_evaluations < 30 * 12
+    assert report.n_evaluations < 40 * 12
