@@ -18,6 +18,7 @@ ROOT = Path(toolkit.__file__).parent.parent
 STAGES = ("representations", "neighbors", "similarity", "spectrum", "grouping", "outliers")
 MAY_USE_LIGHTNING = (
     "toolkit/cli.py",
+    "toolkit/cli_baseline.py",
     "toolkit/lightning_views.py",
     "toolkit/models/classification.py",
     "callbacks/",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from toolkit import plotting
 from toolkit.boundary.curves import plot_crossing_curve
 from toolkit.insight import influential_pairs, most_isolated, near_duplicates
+from toolkit.report import write_report
 from toolkit.representations import WaveletCoefficients
 from toolkit.selection.recut import MergeForest
 from toolkit.selection.ssim import SSIMSelector
@@ -106,6 +107,34 @@ def save_pictures(
         figure.savefig(folder / name, dpi=_DPI)
         saved[title] = folder / name
     return saved
+
+
+def save_report(
+    selection: Selection,
+    dataset: Any,
+    path: str | Path,
+    *,
+    selector: Any = None,
+    class_names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write the page on which a person looks through a selection, with the selector's vectors where it has any.
+
+    Args:
+        selection: The selection.
+        dataset: The images that it was chosen from: a data set or an `EvaluationView`.
+        path: The file.
+        selector: What made the selection.
+        class_names: A name for each label that is a number.
+        title: The page's title.
+
+    Returns:
+        The path.
+    """
+    get = getattr(selector, "representation", None)
+    representation = get() if callable(get) else None
+    vectors = None if representation is None else representation.vectors(dataset)
+    return write_report(selection, dataset, path, vectors=vectors, class_names=class_names, title=title)
 
 
 def _plot_curve(selection: Selection, forest: MergeForest) -> Figure:

@@ -135,10 +135,10 @@ def crossing_curve(
     Nothing is removed where paths tell nothing, and the message says which: r0 is above 10 % or at least half of r1, or
     fewer than 10 random pairs cross.
 
-    Why so, measured with ResNet-32 on CIFAR-10: walking 2,000 pairs at 17 points each leaves a spread of more than 10
-    points between seeds, because only one path in 30 crosses near the cut. What is known of all pairs before any walk
-    (distance, margins at both ends) explains 6 % of the variance of which paths cross, too little to replace walks. What helps is to walk
-    three times as many paths with the same forwards (see `PathProber`) and to spend them where they matter. See
+    Why so, measured with ResNet-32 on CIFAR-10: with 2,000 pairs the seeds choose shares that lie 10 points and more
+    apart, because only one path in 30 crosses near the cut. What is known of all pairs before any walk (distance,
+    margins at both ends) explains 6 % of the variance of which paths cross, too little to replace walks. What helps is
+    to walk three times as many paths with the same forwards (see `PathProber`) and to spend them where they matter. See
     `benchmarks/auto_fraction.py`.
 
     Args:
