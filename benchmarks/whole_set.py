@@ -54,6 +54,9 @@ def choose(source: str, kept: float, options: dict[str, Any]) -> dict[str, Any]:
 
     options = dict(options)
     kind = getattr(toolkit, options.pop("selector", "FeatureMapSelector"))
+    if kind is toolkit.RandomSelector:
+        vectors, labels = features(source)
+        return coverage(vectors, kind(kept).select(vectors, labels=labels), np.asarray(labels))
     kind(
         features("10000")[0][:500],
         0.9,
@@ -77,9 +80,7 @@ def choose(source: str, kept: float, options: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         selection.with_keep_fraction((kept + 1) / 2)
         row["recut_s"] = round(time.perf_counter() - start, 2)
-    elif labels is not None:
-        row |= coverage(vectors, selection, labels)
-    return row
+    return row if labels is None else row | coverage(vectors, selection, labels)
 
 
 def coverage(vectors: npt.NDArray[Any], selection: Any, labels: npt.NDArray[Any]) -> dict[str, Any]:
@@ -233,7 +234,8 @@ def main() -> None:
         results["balance"] = {source: in_new_process("ratios", source) for source in ("digits", "cifar100")}
     if "rivals" in options.parts:
         rivals = {
-            "UniquenessSelector": {}, "UniquenessSelector, greedy": {"greedy": True}, "SemDeDupSelector": {},
+            "FeatureMapSelector": {}, "FeatureMapSelector, alike ones only": {"outlier_share": 0},
+            "RandomSelector": {}, "UniquenessSelector": {}, "UniquenessSelector, greedy": {"greedy": True}, "SemDeDupSelector": {},
             "KCenterSelector": {},
         }  # fmt: skip
         results["rivals"] = {

@@ -89,6 +89,7 @@ def test_select_without_a_model_trains_nothing_and_draws_what_it_saw(capsys):
     assert ("influential" in drawn) == bool(len(selection.influential))
     shown = capsys.readouterr().out
     assert ("alike to images of another label" in shown) == bool(len(selection.influential))
+    assert Path("selection/report.html").stat().st_size > 100_000
     again = cli.select(args)
     assert np.array_equal(again.status, selection.status)
     assert "found in the cache" in capsys.readouterr().out
@@ -114,6 +115,27 @@ def test_leaks_needs_images_as_vectors_and_a_test_set():
     digits_with = ["--config", "digits_wavelet.yaml", *QUICK, "--output", "leaks"]
     with pytest.raises(SystemExit, match="`data.selector` must turn images into vectors to compare them"):
         cli.leaks([*digits_with, "--data.selector=toolkit.RandomSelector", "--data.selector.keep_fraction=0.5"])
+
+
+def test_layers_shows_what_each_gives_and_marks_the_chosen_one(capsys):
+    checkpoint = cli.ToolkitCLI(digits()).model
+    torch.save(checkpoint.state_dict(), "weights.pt")
+    given = ["--baseline.checkpoint=weights.pt", "--n_images=50"]
+    rows = {row.name: row for row in cli.layers(digits(*given))}
+    assert rows["network.layer2"].n_pooled == 32
+    assert rows["network.avgpool"].n_flattened == rows["network.avgpool"].n_pooled == 64
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("*")] == ["network.avgpool"]
+    assert any("32 x 4 x 4" in line and "%" in line for line in lines)
+    assert not Path("runs").exists()
+    # A layer that does not exist is why somebody asks which do.
+    cli.layers(digits(*given, "--data.selector.features.layer=nowhere"))
+    assert not any(line.startswith("*") for line in capsys.readouterr().out.splitlines())
+
+
+def test_layers_needs_a_network():
+    with pytest.raises(SystemExit, match="`data.selector` must have a FeatureExtractor as `features`, got Wavelet"):
+        cli.layers(["--config", "digits_wavelet.yaml", *QUICK])
 
 
 def test_resume_takes_the_selection_of_the_checkpoint():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Representation,
         WaveletCoefficients,
         WaveletScattering,
+        WrittenFeatures,
     )
     from toolkit.selection import (
         FeatureMapSelector,
@@ -45,6 +46,7 @@ _HOMES = {
     "Representation": "toolkit.representations",
     "WaveletCoefficients": "toolkit.representations",
     "WaveletScattering": "toolkit.representations",
+    "WrittenFeatures": "toolkit.representations",
     "FeatureMapSelector": "toolkit.selection",
     "KCenterSelector": "toolkit.selection",
     "RandomSelector": "toolkit.selection",
@@ -74,6 +76,7 @@ __all__ = [
     "WaveletCoefficients",
     "WaveletScattering",
     "WaveletSelector",
+    "WrittenFeatures",
     "__version__",
 ]
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,15 @@ def test_the_manifest_says_what_it_is(folder):
         "images": images_hash(DATA),
         "run": "run",
     }
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_selector_takes_the_folder_in_place_of_vectors(folder, kind):
+    settings = {"keep_fraction": 0.5, "scope": "dataset", "progress": False}
+    expected = SemanticSelector(matrix(), **settings).select()
+    for dataset in (None, DATA):
+        found = SemanticSelector(kind(folder), **settings).select(dataset)
+        np.testing.assert_array_equal(found.status, expected.status)
 
 
 def test_one_epoch_or_the_last_one_that_was_written(tmp_path):

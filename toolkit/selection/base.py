@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from toolkit.datasets import ids_of, labels_of
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
-from toolkit.representations import Embeddings, EvaluationView, Representation
+from toolkit.representations import Embeddings, EvaluationView, Representation, WrittenFeatures
 from toolkit.selection.labels import Labels
 from toolkit.selection.result import Selection
 from toolkit.validation import invalid, shorten
@@ -151,15 +152,19 @@ class BaseSelector:
 
 
 def as_representation(features: Any) -> Representation:
-    """A representation as it is; anything else is taken for vectors that exist."""
-    return features if isinstance(features, Representation) else Embeddings(features)
+    """A representation as it is; a folder is read as features written in training, anything else as vectors."""
+    if isinstance(features, Representation):
+        return features
+    if isinstance(features, (str, Path)) and Path(features).expanduser().is_dir():
+        return WrittenFeatures(features)
+    return Embeddings(features)
 
 
 def source_of(dataset: Any, representation: Representation | None) -> Any:
     """What to choose among when no data set is given: the vectors themselves."""
     if dataset is not None:
         return dataset
-    if isinstance(representation, Embeddings):
+    if isinstance(representation, (Embeddings, WrittenFeatures)):
         return representation.vectors(None)
     raise invalid("dataset", "a data set, where the selector was not given vectors", None)
 
