@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_a_selector_takes_the_folder_in_place_of_vectors(folder, kind):
     for dataset in (None, DATA):
         found = SemanticSelector(kind(folder), **settings).select(dataset)
         np.testing.assert_array_equal(found.status, expected.status)
+
+
+def test_it_can_be_sent_to_another_process(folder):
+    features = WrittenFeatures(folder)
+    vectors = features.vectors(None)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(features)).vectors(DATA), vectors)
 
 
 def test_one_epoch_or_the_last_one_that_was_written(tmp_path):

@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 import warnings
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -312,6 +313,7 @@ class WrittenFeatures:
         self.epoch = epoch
         self.allow_changed_data = allow_changed_data
         self._found: tuple[Path, FeatureManifest] | None = None
+        self._given: weakref.ref[Vectors] | None = None
         #: Checksum of the file when it was found to be whole.
         self._checked: str | None = None
 
@@ -333,16 +335,22 @@ class WrittenFeatures:
         """The vectors, after a check that they are of the data set's images.
 
         Args:
-            dataset: The images, N of them; None to take the vectors for what they are.
+            dataset: The images, N of them; None, or the vectors themselves, to take them for what they are.
 
         Returns:
             float32 of shape (N, D).
         """
         path, manifest = self._find()
-        if dataset is not None:
+        if dataset is not None and (self._given is None or dataset is not self._given()):
             self._check_images(path, manifest, EvaluationView.of(dataset).dataset)
         stored = self._open(path, manifest)
-        return check_vectors(_as_float32(stored), "features")
+        # A selector without a data set chooses among the vectors and then asks for theirs.
+        vectors = check_vectors(_as_float32(stored), "features")
+        self._given = weakref.ref(vectors)
+        return vectors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_given": None}  # another process has vectors of its own
 
     def _find(self) -> tuple[Path, FeatureManifest]:
         if self._found is None:
