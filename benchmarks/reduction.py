@@ -69,7 +69,8 @@ def child(what: str, path: Path, n_dim: int, output: Path) -> dict[str, Any]:
     """One reduction in this process; its first columns and the variances are saved for comparison."""
     vectors = np.load(path, mmap_mode="r")
     run(what, np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), 4)
-    highest, done = [own_mib()], threading.Event()
+    before = own_mib()
+    highest, done = [before], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
@@ -89,6 +90,7 @@ def child(what: str, path: Path, n_dim: int, output: Path) -> dict[str, Any]:
         "what": what,
         "seconds": round(seconds, 1),
         "peak_mib": round(peak_mib()),
+        "own_before_mib": round(before),
         "peak_of_own_mib": round(highest[0]),
     }
 

@@ -233,11 +233,15 @@ def main() -> None:
     if "balance" in options.parts:
         results["balance"] = {source: in_new_process("ratios", source) for source in ("digits", "cifar100")}
     if "rivals" in options.parts:
-        rivals = {
-            "FeatureMapSelector": {}, "FeatureMapSelector, alike ones only": {"outlier_share": 0},
-            "RandomSelector": {}, "UniquenessSelector": {}, "UniquenessSelector, greedy": {"greedy": True}, "SemDeDupSelector": {},
+        rivals: dict[str, dict[str, Any]] = {
+            "FeatureMapSelector": {},
+            "FeatureMapSelector, alike ones only": {"outlier_share": 0},
+            "RandomSelector": {},
+            "UniquenessSelector": {},
+            "UniquenessSelector, greedy": {"greedy": True},
+            "SemDeDupSelector": {},
             "KCenterSelector": {},
-        }  # fmt: skip
+        }
         results["rivals"] = {
             f"{name}, kept {kept}": in_new_process(
                 "choose", "cifar10", kept, {"selector": name.partition(",")[0], **settings}

@@ -20,7 +20,7 @@ from toolkit.boundary.curves import plot_boundary_curves
 from toolkit.boundary.evaluation import PRECISIONS
 from toolkit.boundary.pairs import STRATA, PathPairs, check_draw, codes_of, draw_pairs
 from toolkit.boundary.path_table import PathTable, rows_of
-from toolkit.boundary.paths import _check as check_paths
+from toolkit.boundary.paths import check_paths
 from toolkit.boundary.probing import PairWalker, draw_paths
 from toolkit.boundary.report import BoundaryReport
 from toolkit.boundary.strata import METRICS, redundancy_limit, summarise
@@ -266,7 +266,7 @@ class DecisionBoundaryMonitor(L.Callback):
     def _check(self) -> None:
         """Refuse arguments that are out of range."""
         check_draw(self.num_pairs, self.strata, self.pool_size)
-        check_paths(self.num_points, self.tolerance, memory_limit=1)
+        check_paths(self.num_points, self.tolerance)
         for name in ("every_n_epochs", "batch_size", "num_pictured"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):

@@ -27,7 +27,7 @@ from toolkit.fingerprint import dataset_fingerprint
 from toolkit.lightning_views import SPLITS, evaluation_view_of
 from toolkit.representations import EvaluationView, find_layer
 from toolkit.representations.base import images_of
-from toolkit.representations.feature_map import _POOLS, RandomAugmentationWarning, _Collate, _tapped
+from toolkit.representations.feature_map import POOLS, ImageCollate, RandomAugmentationWarning, tapped
 from toolkit.representations.written import DTYPES, UnfinishedFeatures, delete_features, epoch_folders, images_hash
 from toolkit.reproducibility import full_precision, preserved_rng
 from toolkit.validation import check_choice, invalid
@@ -191,7 +191,7 @@ class FeatureMapWriter(L.Callback):
             self._write(trainer, pl_module, self._unwritten)
 
     def _check_settings(self) -> None:
-        check_choice("pool", self.pool, _POOLS)
+        check_choice("pool", self.pool, POOLS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("split", self.split, SPLITS)
         for name, least, can_be_none in (
@@ -298,12 +298,12 @@ class FeatureMapWriter(L.Callback):
             view.dataset,  # not the view, whose batch transform workers do not need and may not be able to get
             batch_sampler=[list(batch) for batch in batches],
             num_workers=num_workers,
-            collate_fn=_Collate(view.collate_fn or default_collate, None),
+            collate_fn=ImageCollate(view.collate_fn or default_collate, None),
             pin_memory=device.type == "cuda",
         )
         waiting: tuple[torch.Tensor, torch.Tensor] | None = None
         done = 0
-        with _tapped(pl_module, self.layer, self.pool) as tap:
+        with tapped(pl_module, self.layer, self.pool) as tap:
             for batch in loader:
                 if view.batch_transform is not None:
                     batch = view.batch_transform(batch, device)

@@ -312,7 +312,7 @@ def probe(args: Sequence[str] | None = None) -> list[dict[str, Any]]:
         The rates of each kind of pairs, as `toolkit.boundary.summarise` tells them.
     """
     from toolkit.boundary.pairs import STRATA, check_draw, codes_of, draw_pairs
-    from toolkit.boundary.paths import _check as check_paths
+    from toolkit.boundary.paths import check_paths
     from toolkit.boundary.probing import PairWalker, save_probe
     from toolkit.boundary.strata import redundancy_limit, table_of
 
@@ -320,7 +320,7 @@ def probe(args: Sequence[str] | None = None) -> list[dict[str, Any]]:
     model, datamodule, output = cli.model, cli.datamodule, Path(cli.config["output"])
     settings, weights = cli.config_init["probe"], str(cli.config["ckpt_path"])
     check_draw(settings.num_pairs, STRATA)
-    check_paths(settings.num_points, settings.tolerance, memory_limit=1)
+    check_paths(settings.num_points, settings.tolerance)
     if settings.layer is not None:
         find_layer(model, settings.layer)
     cache.check_writable(output, "output")

@@ -260,4 +260,4 @@ def test_what_made_a_selection_is_written_with_it(tmp_path):
 
 
 def test_statuses_of_saved_selections_keep_their_codes():
-    assert STATUSES == ("kept", "redundant", "outlier", "random", "excluded", "influential")
+    assert STATUSES == ("kept", "redundant", "outlier", "random", "excluded", "influential", "boundary")

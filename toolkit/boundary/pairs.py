@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from toolkit.datasets import labels_of
 from toolkit.representations import Embeddings, EvaluationView, FeatureExtractor, Representation
 from toolkit.representations.base import Vectors, images_of
-from toolkit.representations.feature_map import _Collate
+from toolkit.representations.feature_map import ImageCollate
 from toolkit.representations.image_batches import ImageVectors
 from toolkit.reproducibility import preserved_rng
 from toolkit.validation import check_choice, check_vectors, invalid
@@ -339,7 +339,7 @@ def _batches(
         batch_size=batch_size,
         sampler=indices,
         num_workers=view.num_workers if len(indices) > batch_size else 0,
-        collate_fn=_Collate(view.collate_fn or default_collate, None),
+        collate_fn=ImageCollate(view.collate_fn or default_collate, None),
     )
     for batch in loader:
         images = images_of(batch if view.batch_transform is None else view.batch_transform(batch, place)).cpu()

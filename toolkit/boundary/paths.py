@@ -112,7 +112,7 @@ def probe_paths(
         >>> report.n_evaluations, report.resolution
         (51, array([0.00195312], dtype=float32))
     """
-    _check(num_points, tolerance, memory_limit)
+    check_paths(num_points, tolerance, memory_limit)
     scorer = Scorer(model, decision=decision, precision=precision, device=device, batch_size=batch_size)
     ends = Images(start, "start"), Images(end, "end")
     shapes = [(len(images), *images.shape) for images in ends]
@@ -141,7 +141,8 @@ def probe_paths(
     return BoundaryReport.concatenate(reports)
 
 
-def _check(num_points: Any, tolerance: Any, memory_limit: Any) -> None:
+def check_paths(num_points: Any, tolerance: Any, memory_limit: Any = 1) -> None:
+    """Refuse settings of `probe_paths` that are out of range, before any work."""
     for name, value in (("num_points", num_points), ("memory_limit", memory_limit)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"`{name}` must be an integer, got {value!r}.")

@@ -25,7 +25,7 @@ from toolkit.boundary.strata import summarise
 from toolkit.datasets import ids_of
 from toolkit.plotting import displayable
 from toolkit.representations import EvaluationView
-from toolkit.representations.feature_map import _tapped
+from toolkit.representations.feature_map import tapped
 from toolkit.validation import invalid
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class PairWalker:
         if self.layer is None:
             return np.empty(0)
         sides = []
-        with Scorer(model, decision=self.decision) as scorer, _tapped(model, self.layer, "mean") as tap:
+        with Scorer(model, decision=self.decision) as scorer, tapped(model, self.layer, "mean") as tap:
             for images in (start, end):
                 vectors = []
                 for batch in torch.split(images, self.batch_size):

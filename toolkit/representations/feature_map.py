@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 #: Vectors above this many bytes stay in their file and are returned as a memory map.
 MEMORY_LIMIT = 1 << 30
-_POOLS = ("mean", "flatten")
+POOLS = ("mean", "flatten")
 
 
 class RandomAugmentationWarning(UserWarning):
@@ -157,7 +157,7 @@ class FeatureExtractor:
 
     def vectors(self, dataset: Any) -> Vectors:
         """The layer's vectors for every image of a data set, in its order, as float32 of shape (N, D)."""
-        check_choice("pool", self.pool, _POOLS)
+        check_choice("pool", self.pool, POOLS)
         if self.batch_size < 1:
             raise invalid("batch_size", "at least 1", self.batch_size)
         view = EvaluationView.of(dataset)
@@ -244,7 +244,7 @@ class FeatureExtractor:
                 desc="features",
                 disable=not self.progress or world()[0] != 0,
             )
-            with bar, _tapped(model, self.layer, self.pool) as tap:
+            with bar, tapped(model, self.layer, self.pool) as tap:
                 waiting: list[torch.Tensor] = []
                 for images in self.images(view, transform, device, first, stop):
                     with torch.inference_mode():
@@ -281,7 +281,7 @@ class FeatureExtractor:
             batch_size=self.batch_size,
             sampler=range(first, len(view) if stop is None else stop),
             num_workers=workers,
-            collate_fn=_Collate(view.collate_fn or default_collate, transform),
+            collate_fn=ImageCollate(view.collate_fn or default_collate, transform),
             pin_memory=device.type == "cuda",
         )
         for batch in loader:
@@ -355,7 +355,7 @@ def _explained_download(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int], torch.Tensor]]:
+def tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int], torch.Tensor]]:
     """Hook a layer; gives a function that returns the vectors of the batch just run and forgets them."""
     name, module = find_layer(model, layer)
     caught: list[torch.Tensor] = []
@@ -407,7 +407,7 @@ def pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
     return features.flatten(1).float()
 
 
-class _Collate:
+class ImageCollate:
     """Makes a batch, preprocesses PIL images where the model brings its preprocessing, and explains what forms none."""
 
     def __init__(self, collate_fn: Collate, transform: Callable[[Any], Any] | None) -> None:
@@ -415,9 +415,10 @@ class _Collate:
         self.transform = transform
 
     def __call__(self, samples: Any) -> Any:
-        are_pil = isinstance(samples, list) and len(samples) > 0 and _is_pil(_image_of(samples[0]))
+        """The batch of some samples."""
+        are_pil = isinstance(samples, list) and len(samples) > 0 and _is_pil(image_of(samples[0]))
         if are_pil and self.transform is not None:
-            return torch.stack([self.transform(_image_of(sample)) for sample in samples])
+            return torch.stack([self.transform(image_of(sample)) for sample in samples])
         try:
             return self.collate_fn(samples)
         except TypeError as error:
@@ -428,7 +429,7 @@ class _Collate:
                 "the model by name with its pretrained weights, which bring their own."
             ) from error
         except RuntimeError as error:
-            shapes = {tuple(image.shape): None for image in map(_image_of, samples) if isinstance(image, torch.Tensor)}
+            shapes = {tuple(image.shape): None for image in map(image_of, samples) if isinstance(image, torch.Tensor)}
             if len(shapes) < 2:
                 raise
             raise ValueError(
@@ -437,7 +438,8 @@ class _Collate:
             ) from error
 
 
-def _image_of(sample: Any) -> Any:
+def image_of(sample: Any) -> Any:
+    """The image of a sample: the sample itself, its first item, or a dictionary's; None where that has none."""
     if isinstance(sample, Mapping):
         return next((sample[key] for key in ("image", "images", "pixel_values", "x", "input") if key in sample), None)
     return sample[0] if isinstance(sample, (tuple, list)) and sample else sample

@@ -109,11 +109,11 @@ def pca(vectors: npt.ArrayLike, n_dim: int | None = None, *, progress: bool = Fa
         out = np.empty((n_rows, wanted), dtype)
         if long:
             coordinates = axes * np.sqrt(values)
-            out[:] = np.ldexp(coordinates * _signs([coordinates]), exponent)
+            out[:] = _scaled(coordinates * _signs([coordinates]), exponent)
         else:
             start = 0
             for block in _row_blocks(matrix, mean, exponent, bar):
-                out[start : start + len(block)] = np.ldexp(block @ axes, exponent)
+                out[start : start + len(block)] = _scaled(block @ axes, exponent)
                 start += len(block)
             rows = max(1, _BLOCK_ELEMENTS // wanted)
             out *= _signs([out[start : start + rows] for start in range(0, n_rows, rows)]).astype(dtype)
@@ -294,12 +294,17 @@ def _exponent(matrix: _Any) -> int:
     return exponent if abs(exponent) > 300 else 0
 
 
+def _scaled(values: _Any, exponent: int) -> _Any:
+    """The values times a power of two."""
+    return np.ldexp(values, exponent) if exponent else values
+
+
 def _column_blocks(matrix: _Any, exponent: int, bar: Any) -> Iterator[_Floats]:
     """The centred features, some at a time, for all vectors."""
     width = max(1, _BLOCK_ELEMENTS // len(matrix))
     for start in range(0, matrix.shape[1], width):
         block = matrix[:, start : start + width].astype(np.float64, order="C")
-        block = np.ldexp(block, -exponent) if exponent else block
+        block = _scaled(block, -exponent)
         block -= block.mean(axis=0)
         yield block
         bar.update()
@@ -310,8 +315,7 @@ def _mean(matrix: _Any, exponent: int) -> _Floats:
     rows = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
     mean = np.zeros(matrix.shape[1])
     for start in range(0, len(matrix), rows):
-        block = matrix[start : start + rows].astype(np.float64)
-        mean += np.ldexp(block, -exponent).sum(axis=0) / len(matrix)
+        mean += _scaled(matrix[start : start + rows], -exponent).sum(axis=0, dtype=np.float64) / len(matrix)
     return mean
 
 
@@ -320,7 +324,7 @@ def _row_blocks(matrix: _Any, mean: _Floats, exponent: int, bar: Any) -> Iterato
     rows = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
     for start in range(0, len(matrix), rows):
         block = matrix[start : start + rows].astype(np.float64, order="C")
-        block = np.ldexp(block, -exponent) if exponent else block
+        block = _scaled(block, -exponent)
         block -= mean
         yield block
         bar.update()

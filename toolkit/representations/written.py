@@ -268,7 +268,7 @@ def images_hash(dataset: Any) -> str:
 
 
 def _image_hash(sample: Any) -> str:
-    image = feature_map._image_of(sample)
+    image = feature_map.image_of(sample)
     if hasattr(image, "dtype"):
         return content_hash(image)
     if hasattr(image, "__array_interface__"):  # as PIL images have

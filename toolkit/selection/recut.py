@@ -30,6 +30,7 @@ class Cut:
         influential: Shape (N,), images kept because their group has images of several labels; None for none.
         boundary: Shape (N,), images kept because the path to their representative crosses a decision boundary; None
             for none.
+        outlier: Shape (N,), images that go because they are unlike all others; None for none.
     """
 
     kept: npt.NDArray[np.bool_]
@@ -38,6 +39,7 @@ class Cut:
     distance: npt.NDArray[np.float32]
     influential: npt.NDArray[np.bool_] | None = None
     boundary: npt.NDArray[np.bool_] | None = None
+    outlier: npt.NDArray[np.bool_] | None = None
 
 
 class Recut(Protocol):
@@ -319,7 +321,13 @@ class Ranking:
 
 def recut_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Recut:
     """What `arrays()` of a forest or a ranking gave."""
-    kinds: dict[str, type[MergeForest] | type[Ranking]] = {"merge_forest": MergeForest, "ranking": Ranking}
+    from toolkit.selection.outlier_forest import OutlierForest  # which is made of a forest itself
+
+    kinds: dict[str, type[MergeForest | Ranking | OutlierForest]] = {
+        "merge_forest": MergeForest,
+        "ranking": Ranking,
+        "outlier_forest": OutlierForest,
+    }
     return kinds[str(arrays["kind"])].from_arrays(arrays)
 
 

@@ -96,6 +96,8 @@ class Selection:
         codes = np.where(cut.kept, KEPT, status).astype(np.uint8)
         if cut.influential is not None:
             codes[cut.influential] = INFLUENTIAL
+        if cut.outlier is not None:
+            codes[cut.outlier] = OUTLIER
         if cut.boundary is not None:
             codes[cut.boundary] = BOUNDARY
         if excluded is not None:
