@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from toolkit.boundary.curves import plot_boundary_curves
 from toolkit.boundary.evaluation import PRECISIONS
@@ -27,10 +29,10 @@ from toolkit.boundary.strata import METRICS, redundancy_limit, summarise
 from toolkit.cache import check_writable
 from toolkit.datasets import ids_of
 from toolkit.distributed import gather_objects, on_rank_zero, share, together, world
-from toolkit.lightning_views import evaluation_view_of
+from toolkit.lightning_views import evaluation_view_of, untouched_data
 from toolkit.representations import EvaluationView, Representation
+from toolkit.representations.base import images_of
 from toolkit.representations.feature_map import find_layer
-from toolkit.reproducibility import preserved_rng
 from toolkit.selection import Selection
 from toolkit.validation import check_choice, invalid
 
@@ -52,7 +54,8 @@ class DecisionBoundaryMonitor(L.Callback):
     their place, near and far images of one class, near images of two classes, any two images. After every
     `every_n_epochs`-th epoch and the last of `max_epochs`, the straight path between the two images of each pair is
     walked (`toolkit.boundary.probe_paths`), without augmentation, in evaluation mode. Training is not touched: its
-    losses are the same, bit for bit, with and without this callback.
+    losses are the same, bit for bit, with and without this callback. A model with lazy layers is looked at after the
+    first epoch for the first time.
 
     | key | of the kind's paths |
     |---|---|
@@ -95,6 +98,7 @@ class DecisionBoundaryMonitor(L.Callback):
         picture: Whether to draw.
         num_pictured: Pairs in the picture of paths.
         name: The first part of the keys and the folder's name. Several monitors need different ones.
+        input_key: The key of the images where batches are dictionaries, if it is an unusual one.
 
     Raises:
         MisconfigurationException: From `setup`, for arguments that are out of range, a layer that the model does not
@@ -132,6 +136,7 @@ class DecisionBoundaryMonitor(L.Callback):
         picture: bool = True,
         num_pictured: int = 24,
         name: str = "boundary",
+        input_key: str | None = None,
     ) -> None:
         self.num_pairs = num_pairs
         self.layer = layer
@@ -150,6 +155,7 @@ class DecisionBoundaryMonitor(L.Callback):
         self.picture = picture
         self.num_pictured = num_pictured
         self.name = name
+        self.input_key = input_key
         #: The pairs, once they are drawn.
         self.pairs: PathPairs | None = None
         #: What was found last.
@@ -230,9 +236,11 @@ class DecisionBoundaryMonitor(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the pairs, and look at the untrained model."""
-        with preserved_rng():
-            self._begin(trainer, pl_module)
-            if self.before_training and trainer.global_step == 0 and not self.history:
+        # What has no shape yet gets it from the first batch of training, and its first values with it.
+        is_lazy_module = any(map(is_lazy, (*pl_module.parameters(), *pl_module.buffers())))
+        with _apart(trainer):
+            self._begin(trainer, pl_module, can_run=not is_lazy_module)
+            if self.before_training and not is_lazy_module and trainer.global_step == 0 and not self.history:
                 values = self._look(trainer, pl_module, epoch=0, step=0)
                 # For whoever monitors a key before the first look after an epoch.
                 trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
@@ -244,7 +252,7 @@ class DecisionBoundaryMonitor(L.Callback):
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
             return
-        with preserved_rng():
+        with _apart(trainer):
             values = self._look(trainer, pl_module, epoch, step=max(0, trainer.global_step - 1))
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": world()[1] > 1}
         pl_module.log_dict(values, **options)
@@ -254,7 +262,7 @@ class DecisionBoundaryMonitor(L.Callback):
         if self._folder is None or not self.picture or not self.history:
             return
         path, step = self._folder / "curves.png", max(0, trainer.global_step - 1)
-        with preserved_rng():
+        with _apart(trainer):
             on_rank_zero(
                 lambda: self._draw(trainer, "curves", path, step, lambda: plot_boundary_curves(self.history, before=0))
             )
@@ -265,6 +273,15 @@ class DecisionBoundaryMonitor(L.Callback):
 
     def _check(self) -> None:
         """Refuse arguments that are out of range."""
+        for name, value in (("layer", self.layer), ("input_key", self.input_key)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"`{name}` must be a text or None, got {value!r}.")
+        if self.dirpath is not None and not isinstance(self.dirpath, (str, Path)):
+            raise TypeError(f"`dirpath` must be a path or None, got {self.dirpath!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
+            raise TypeError(f"`seed` must be a whole number, got {self.seed!r}.")
+        if self.seed < 0:
+            raise invalid("seed", "at least 0", self.seed)
         check_draw(self.num_pairs, self.strata, self.pool_size)
         check_paths(self.num_points, self.tolerance)
         for name in ("every_n_epochs", "batch_size", "num_pictured"):
@@ -276,7 +293,7 @@ class DecisionBoundaryMonitor(L.Callback):
         check_choice("precision", self.precision, PRECISIONS)
         if self.decision is not None and not callable(self.decision):
             raise TypeError(f"`decision` must be a function, got {self.decision!r}.")
-        if not self.name or self.name != Path(self.name).name:
+        if not isinstance(self.name, str) or not self.name or self.name != Path(self.name).name:
             raise invalid("name", "a text that can name a folder", self.name)
 
     def _folder_for(self, trainer: L.Trainer) -> Path:
@@ -286,9 +303,9 @@ class DecisionBoundaryMonitor(L.Callback):
         check_writable(folder, "dirpath")
         PathTable(folder / "boundaries.csv").check()
 
-    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule, can_run: bool) -> None:
         """Have the pairs, and the files as the epochs done so far left them."""
-        view = evaluation_view_of(trainer)
+        view = _picked(evaluation_view_of(trainer), self.input_key)
         selection = getattr(trainer.datamodule, "selection", None)  # type: ignore[attr-defined]
         self._selection = selection if isinstance(selection, Selection) else None
         is_new = not self._restored and trainer.global_step == 0
@@ -316,7 +333,8 @@ class DecisionBoundaryMonitor(L.Callback):
             precision=self.precision,
             batch_size=self.batch_size,
         )
-        together(lambda: self._check_classes(pl_module, labels))
+        if can_run:
+            together(lambda: self._check_classes(pl_module, labels))
         if self._folder is not None:
             on_rank_zero(lambda: self._clean(is_new))
 
@@ -432,6 +450,33 @@ class DecisionBoundaryMonitor(L.Callback):
             return
         for logger in trainer.loggers:
             send_image(logger, f"{self.name}/{what}", path, step)
+
+
+@contextmanager
+def _apart(trainer: L.Trainer) -> Iterator[None]:
+    """Work on the side: random state is as before afterwards, and a compiled model is run as it was written.
+
+    Other sizes of batches would make it compile anew, and from then on differently for training too.
+    """
+    with untouched_data(trainer), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _picked(view: EvaluationView, input_key: str | None) -> EvaluationView:
+    """A view whose batches are the images that have this key, or the view as it is without one."""
+    if input_key is None:
+        return view
+
+    def images_only(batch: Any, device: torch.device) -> Tensor:
+        return images_of(view.batch_transform(batch, device) if view.batch_transform else batch, input_key)
+
+    return EvaluationView(
+        view.dataset,
+        batch_transform=images_only,
+        collate_fn=view.collate_fn,
+        num_workers=view.num_workers,
+        device=view.device,
+    )
 
 
 def _walked(walker: PairWalker, model: L.LightningModule, start: int, stop: int) -> Any:

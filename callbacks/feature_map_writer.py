@@ -21,15 +21,16 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
+from toolkit.boundary.evaluation import evaluating
 from toolkit.cache import check_writable
 from toolkit.distributed import gather_objects, on_rank_zero, together, world
 from toolkit.fingerprint import dataset_fingerprint
-from toolkit.lightning_views import SPLITS, evaluation_view_of
+from toolkit.lightning_views import SPLITS, evaluation_view_of, untouched_data
 from toolkit.representations import EvaluationView, find_layer
 from toolkit.representations.base import images_of
 from toolkit.representations.feature_map import POOLS, ImageCollate, RandomAugmentationWarning, tapped
 from toolkit.representations.written import DTYPES, UnfinishedFeatures, delete_features, epoch_folders, images_hash
-from toolkit.reproducibility import full_precision, preserved_rng
+from toolkit.reproducibility import full_precision
 from toolkit.validation import check_choice, invalid
 
 __all__ = ["FeatureMapWriter"]
@@ -57,9 +58,9 @@ class FeatureMapWriter(L.Callback):
 
     Training is not touched: the module itself is run, as Lightning does in validation (a copy would take its memory
     twice, and modules that hold losses cannot be copied), in evaluation mode, without gradients, uncompiled, without
-    TF32 and autocast; then each submodule's mode, all buffers and the random state of Python, NumPy and PyTorch are as
-    before, and the hook is gone, also after an exception. Before the first epoch two images are run, so that a layer
-    which does not fit is told at once.
+    TF32 and autocast; then each submodule's mode, all buffers and the random state of Python, NumPy, PyTorch and the
+    data's own generators are as before, and the hook is gone, also after an exception. Before the first epoch two
+    images are run, so that a layer which does not fit is told at once.
 
     A folder appears whole or not at all; features of the same epoch from before are replaced. In a distributed run each
     process takes every n-th batch and rank 0 writes, so memory is that of one batch of each process.
@@ -176,7 +177,7 @@ class FeatureMapWriter(L.Callback):
         """Run two images, so that a layer which does not fit is told before the first epoch."""
         if any(is_lazy(tensor) for tensor in (*pl_module.parameters(), *pl_module.buffers())):
             return  # The first batch of training is what gives them their shapes.
-        with _untouched(pl_module), _as_misconfiguration():
+        with _untouched(trainer, pl_module), _as_misconfiguration():
             together(lambda: self._try_out(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -254,7 +255,7 @@ class FeatureMapWriter(L.Callback):
         self._unwritten = None
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        with _untouched(pl_module):
+        with _untouched(trainer, pl_module):
             view = together(lambda: evaluation_view_of(trainer, self.split))
             unfinished = UnfinishedFeatures(self._folder / f"epoch={epoch:04d}", self._run, len(view), self.dtype)
             try:
@@ -364,29 +365,10 @@ class FeatureMapWriter(L.Callback):
 
 
 @contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
+def _untouched(trainer: L.Trainer, module: nn.Module) -> Iterator[None]:
     """A module in evaluation mode and run uncompiled; its state and the random state are then as they were."""
-    flags = [(part, part.training) for part in module.modules()]
-    buffers = [
-        (part, name, buffer, buffer.clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
-    before = module.training
-    with preserved_rng(), full_precision(), torch.compiler.set_stance("force_eager"):
-        try:
-            module.eval()
-            yield
-        finally:
-            # Through `train` first, for modules that do more there than set a flag, then each flag as it was.
-            module.train(before)
-            for part, flag in flags:
-                part.training = flag
-            with torch.no_grad():
-                for part, name, buffer, value in buffers:
-                    part._buffers[name] = buffer
-                    buffer.copy_(value)
+    with untouched_data(trainer), full_precision(), torch.compiler.set_stance("force_eager"), evaluating(module):
+        yield
 
 
 @contextmanager

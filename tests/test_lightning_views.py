@@ -1,6 +1,11 @@
 """The images that a trainer's validation would see, wherever the trainer has its loaders from."""
 
+import random
+from contextlib import nullcontext
+from functools import partial
+
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -9,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from toolkit import RandomSelector
 from toolkit.datamodules import DigitsDataModule, PrunedDataModule
-from toolkit.lightning_views import evaluation_view_of
+from toolkit.lightning_views import evaluation_view_of, untouched_data
 
 CPU = torch.device("cpu")
 
@@ -169,6 +174,59 @@ def test_loaders_that_cannot_be_read_by_index_are_refused(loaders, split, match)
 
     with pytest.raises(MisconfigurationException, match=match):
         trainer().fit(Asking(), **loaders)
+
+
+def test_the_loaders_are_those_that_the_trainer_has():
+    class Anew(Data):
+        calls = 0
+
+        def train_dataloader(self):
+            self.calls += 1
+            return DataLoader(plain(self.calls + 2), batch_size=3)
+
+    datamodule, model = Anew(), Model()
+    trainer().fit(model, datamodule=datamodule)
+    assert datamodule.calls == 1
+    assert len(model.views["train"]) == 3
+
+
+class Holder:
+    """Keeps generators in many ways."""
+
+    def __init__(self):
+        self.numpy = np.random.default_rng(1)
+        self.old = np.random.RandomState(1)
+        self.inside = [{"python": random.Random(1)}, (partial(self.draw, device=torch.Generator().manual_seed(1)),)]
+        self.system = random.SystemRandom()
+        self.itself = self
+        self.files = [str(index) for index in range(2000)]
+
+    def draw(self, device=None):
+        known = self.inside[1][0].keywords["device"]
+        return [
+            self.numpy.random(),
+            self.old.random_sample(),
+            self.inside[0]["python"].random(),
+            torch.rand((), generator=known).item(),
+            torch.rand(()).item(),
+            random.random(),
+        ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_generators_of_the_data_are_as_they_were(fails):
+    holder, run = Holder(), trainer()
+    run.datamodule = type("Data", (L.LightningDataModule,), {})()
+    run.datamodule.collate = holder.draw  # a method, whose object holds the generators
+    run.datamodule.trainer = run
+    torch.manual_seed(0)
+    random.seed(0)
+    with pytest.raises(RuntimeError, match="stop") if fails else nullcontext(), untouched_data(run):
+        first = holder.draw()
+        assert holder.draw() != first
+        if fails:
+            raise RuntimeError("stop")
+    assert holder.draw() == first
 
 
 def test_an_unknown_split_is_refused():

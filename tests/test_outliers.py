@@ -376,6 +376,11 @@ def test_exactly_as_many_even_where_only_modes_are_left():
     with pytest.warns(OutlierModeWarning):
         choice = choose_outliers(x, len(x), "knn", protect_modes=True)
     assert sorted(choice.indices.tolist()) == list(range(len(x)))
+    few = np.zeros(len(x), bool)
+    few[590:640] = True
+    with pytest.warns(OutlierModeWarning, match=r"30 of the 40 vectors .* form 1 group"):
+        choice = choose_outliers(x, 40, "knn", candidates=few, protect_modes=True)
+    assert set(range(590, 600)) <= set(choice.indices.tolist())
     for n in (0, 1, 400):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -408,6 +413,10 @@ def test_neighbours_of_an_index():
     exact = choose_outliers(x, 20, k=5, protect_modes=True)
     found = choose_outliers(x, 20, k=5, protect_modes=True, index="IVF4,Flat")
     assert len(set(found.indices.tolist()) & set(exact.indices.tolist())) >= 18
+    all_lists = choose_outliers(x, 20, k=5, index="IVF40,Flat", nprobe=40)
+    np.testing.assert_allclose(all_lists.scores, exact.scores, rtol=1e-6)
+    one_list = choose_outliers(x, 20, k=5, index="IVF40,Flat", nprobe=1)
+    assert (one_list.scores > exact.scores * 1.001).any()
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -23,7 +23,16 @@ pytestmark = pytest.mark.skipif(not README.is_file(), reason="the toolkit is ins
 
 def examples():
     found = re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert [name for name, _ in found] == ["wrap", "vectors", "wavelets", "folder"]
+    assert [name for name, _ in found] == [
+        "wrap",
+        "vectors",
+        "folder",
+        "wavelets",
+        "unlabelled",
+        "watch",
+        "paths",
+        "auto",
+    ]
     assert README.read_text().count("```python") == len(found), "every example is run here"
     return dict(found)
 
@@ -47,6 +56,9 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
         "dataset": dataset,
         "test_set": torch.utils.data.Subset(dataset, range(40)),
         "embeddings": np.random.default_rng(0).normal(size=(len(dataset), 8)),
+        "other_model": ImageClassifier("resnet20", in_channels=1),
+        "start": torch.stack([dataset[index][0] / 255 for index in range(4)]),
+        "end": torch.stack([dataset[index][0] / 255 for index in range(4, 8)]),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,6 +67,10 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
     assert len(names["train_set"]) == 943
     assert len(names["leaks"].twins) == 40
     assert (tmp_path / "pictures" / "groups.png").is_file()
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert (tmp_path / "features" / "epoch=0000" / "manifest.json").is_file()
+    assert len(names["again"].kept) == 1078
+    assert len(names["report"]) == 4
     assert len(Selection.load("selection").kept) == 1213
     names["datamodule"].setup("fit")
     assert len(names["datamodule"].train_dataloader().dataset) == 1213
@@ -73,7 +89,7 @@ def test_commands_name_configs_and_options_that_exist(monkeypatch, tmp_path, cap
     assert set(re.findall(r"`(\w+)`", mentioned)) == {name.removesuffix(".yaml") for name in cli.shipped_configs()}
     for command in commands():
         words = shlex.split(command.split("&& ")[-1])[2:]
-        if words[0] in {"toolkit.fit", "toolkit.select", "toolkit.leaks"}:
+        if words[0] in {f"toolkit.{name}" for name in ("fit", "select", "leaks", "probe", "layers")}:
             with pytest.raises(SystemExit) as stop:
                 getattr(cli, words[0].partition(".")[2])([*words[1:], "--print_config"])
             assert stop.value.code == 0, command

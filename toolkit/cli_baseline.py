@@ -91,10 +91,22 @@ def score_of(trainer: L.Trainer, model: L.LightningModule, datamodule: Any) -> d
     """The trained model's metrics on the test set, else on the validation set, else none."""
     for stage, run in (("test", trainer.test), ("validation", trainer.validate)):
         hook = {"test": "test_dataloader", "validation": "val_dataloader"}[stage]
-        if is_overridden(hook, datamodule) and is_overridden(f"{stage}_step", model):
+        if is_overridden(f"{stage}_step", model) and _has_images(datamodule, stage, hook):
             results = run(model, datamodule=datamodule, verbose=False)
             return {name: float(value) for result in results for name, value in result.items()}
     return {}
+
+
+def _has_images(datamodule: Any, stage: str, hook: str) -> bool:
+    """Whether a data module that was trained with has images for a stage too: it may not have been given any."""
+    if not is_overridden(hook, datamodule):
+        return False
+    datamodule.setup("validate" if stage == "validation" else stage)
+    try:
+        return bool(getattr(datamodule, hook)())
+    except ValueError as error:
+        rank_zero_info(f"No score on {stage} images: {error}")
+        return False
 
 
 def run_control(cli: ToolkitCLI, selection: Selection) -> Run:

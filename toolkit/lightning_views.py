@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections import deque
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType, ModuleType
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import RunningStage
@@ -15,11 +19,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from toolkit.datasets import evaluation_dataset
 from toolkit.representations import EvaluationView
+from toolkit.reproducibility import preserved_rng
 from toolkit.validation import check_choice
 
 SPLITS = ("train", "val")
 #: What Lightning calls with every batch, in this order.
 BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+#: What draws random numbers and may be part of a data set.
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+#: Longer lists are an image's or a label's each, and hold no generators; nor does what lies this deep.
+_MANY, _MOST_OBJECTS = 1000, 20_000
 
 
 def evaluation_view_of(trainer: L.Trainer, split: str = "train") -> EvaluationView:
@@ -91,16 +100,11 @@ def training_images(loader: Any, owner: Any) -> Any:
 def _loader_of(trainer: L.Trainer, split: str) -> Any:
     """The trainer's loader, wherever it comes from."""
     name = f"{split}_dataloader"
-    given = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
-    loader = None
-    for owner in (trainer.datamodule, None, trainer.lightning_module):  # type: ignore[attr-defined]
-        if owner is None:
-            loader = given
-        elif is_overridden(name, owner):
-            loader = getattr(owner, name)()
-        loader = _first(loader)
-        if loader is not None:
-            break
+    # The one that it has: another call of the owner's method may give other images.
+    loader = _first(trainer.train_dataloader if split == "train" else trainer.val_dataloaders)
+    for owner in (trainer.datamodule, trainer.lightning_module):  # type: ignore[attr-defined]
+        if loader is None and owner is not None and is_overridden(name, owner):
+            loader = _first(getattr(owner, name)())
     dataset = getattr(loader, "dataset", None)
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         got = "none" if loader is None else type(loader if dataset is None else dataset).__name__
@@ -109,6 +113,73 @@ def _loader_of(trainer: L.Trainer, split: str) -> Any:
             f"The trainer must have one {kind} loader over a data set with `__getitem__` and `__len__`, got {got}."
         )
     return loader
+
+
+@contextmanager
+def untouched_data(trainer: L.Trainer) -> Iterator[None]:
+    """Let images be read on the side: random state is as before afterwards, also that of the data's own generators.
+
+    These are generators of Python, NumPy and PyTorch that the data module, the trainer's loaders, their data sets and
+    transforms hold as attributes, as albumentations' do.
+
+    Args:
+        trainer: The trainer whose data is read.
+    """
+    owners = (trainer.datamodule, trainer.train_dataloader, trainer.val_dataloaders)  # type: ignore[attr-defined]
+    states = [(generator, _state_of(generator)) for generator in _generators_in(owners)]
+    with preserved_rng():
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                _set_state(generator, state)
+
+
+def _generators_in(owners: Any) -> list[Any]:
+    """The random generators that objects hold, the objects in them, and so on, the outer ones first."""
+    found: list[Any] = []
+    waiting, seen = deque([owners]), {id(owners)}
+    while waiting and len(seen) < _MOST_OBJECTS:
+        item = waiting.popleft()
+        if isinstance(item, _GENERATORS) and not isinstance(item, random.SystemRandom):
+            found.append(item)
+            continue
+        for inner in _inside(item):
+            if id(inner) not in seen:
+                seen.add(id(inner))
+                waiting.append(inner)
+    return found
+
+
+def _inside(item: Any) -> Collection[Any]:
+    """What an object holds, as far as it may be random."""
+    if isinstance(item, (L.Trainer, L.LightningModule, torch.Tensor, np.ndarray, type, ModuleType)):
+        return ()
+    if isinstance(item, (list, tuple, dict)):
+        return () if len(item) > _MANY else [*item.values()] if isinstance(item, dict) else item
+    if isinstance(item, partial):
+        return item.func, *item.args, *item.keywords.values()
+    if isinstance(item, MethodType):
+        return (item.__self__,)
+    held = getattr(item, "__dict__", None)
+    return list(held.values()) if isinstance(held, dict) else ()
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _first(loaders: Any) -> Any:

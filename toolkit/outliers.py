@@ -229,6 +229,7 @@ def choose_outliers(
     candidates: npt.ArrayLike | None = None,
     classes: npt.ArrayLike | None = None,
     index: str = "exact",
+    nprobe: int | None = None,
     progress: bool = False,
 ) -> OutlierChoice:
     """Exactly n outliers by score, and the modes among them, which can be kept back.
@@ -252,6 +253,7 @@ def choose_outliers(
         candidates: bool of shape (N,): those that may be chosen; all if None.
         classes: Integers of shape (N,), 0 to C - 1: the class of each vector, where `n` counts by class.
         index: How neighbours are found for `knn`, see `toolkit.neighbors.nearest_neighbors`; the others need "exact".
+        nprobe: Lists of such an index that are searched.
         progress: Whether to show progress bars.
 
     Returns:
@@ -278,7 +280,7 @@ def choose_outliers(
     if k == 0:
         scores, near = np.zeros(1), np.empty((1, 0), np.int64)
     else:
-        found = _lists(matrix, method, k, metric, progress, min_size - 1, index)
+        found = _lists(matrix, method, k, metric, progress, min_size - 1, index, nprobe)
         scores = _scores(matrix, method, k, min_cluster_size, metric, found, progress)
         near = found.indices[:, : min_size - 1]
     order = outliers(scores, len(scores))
@@ -286,10 +288,12 @@ def choose_outliers(
     chosen = _first_of_each(order, codes, counts)
     groups = _modes(near, chosen, min_size)
     if protect_modes and groups:
-        order = _around(near, order, codes, counts, chosen, np.concatenate(groups))
+        kept_back = np.concatenate(groups)
+        order = _around(near, order, codes, counts, chosen, kept_back)
         chosen = _first_of_each(order, codes, counts)
         groups = [group for group in (np.setdiff1d(group, chosen) for group in groups) if len(group)]
-        _warn(_modes(near, chosen, min_size), n_chosen)
+        lost = np.concatenate([np.intersect1d(chosen, kept_back), *_modes(near, chosen, min_size)])
+        _warn(_components(near, np.unique(lost)), n_chosen)
     else:
         _warn(groups, n_chosen)
     first = np.zeros(len(scores), bool)
@@ -356,12 +360,19 @@ def _first_of_each(order: _Ints, codes: _Ints, counts: _Ints) -> _Ints:
 
 
 def _lists(
-    matrix: _Any, method: str, k: int, metric: str, progress: bool, least: int = 0, index: str = "exact"
+    matrix: _Any,
+    method: str,
+    k: int,
+    metric: str,
+    progress: bool,
+    least: int = 0,
+    index: str = "exact",
+    nprobe: int | None = None,
 ) -> Neighbors:
     """The nearest neighbours, more than k for what needs the spanning tree; all others where these are fewer."""
     length = min(max(k, least, 0 if method == "knn" else _LISTED), len(matrix) - 1)
     shown = progress and world()[0] == 0
-    return nearest_neighbors(matrix, length, metric=metric, index=index, recall_sample=0, progress=shown)
+    return nearest_neighbors(matrix, length, metric=metric, index=index, nprobe=nprobe, progress=shown)
 
 
 def _scores(

@@ -151,11 +151,15 @@ class Network(nn.Module):
         self.first = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
         self.frozen = nn.BatchNorm1d(8)
         self.last = nn.Linear(8, 3)
+        self.register_buffer("runs", torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(5))
         self.fail_after = None
         self.modes = set()
 
     def forward(self, x):
         self.modes.add((self.training, self.frozen.training, torch.is_grad_enabled()))
+        self.runs += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
         if self.fail_after is not None:
             self.fail_after -= 1
             if self.fail_after < 0:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from toolkit import FeatureExtractor, RandomSelector, SemanticSelector
 from toolkit.boundary import draw_pairs, probe_paths, summarise
@@ -162,6 +162,106 @@ def test_training_is_the_same_bit_for_bit(tmp_path, options, run_options):
     assert states[0] == states[1]
     ours, theirs = (model.state_dict() for model in runs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours), "batch norm's statistics too"
+
+
+class Generating(Images):
+    """Augments with a generator of its own, which no seed of a run reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.transform = Noise()
+
+
+class Noise:
+    def __init__(self):
+        self.generator = np.random.default_rng(3)
+
+    def __call__(self, image):
+        return image + float(self.generator.random())
+
+
+class Drawing(L.LightningDataModule):
+    """Draws other images for each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1)
+
+    def train_dataloader(self):
+        chosen = torch.randperm(90, generator=self.generator)[:48].tolist()
+        return DataLoader(Subset(Images(), chosen), batch_size=16)
+
+
+class Counting(Model):
+    """Changes buffers in evaluation mode too, and normalises with the statistics of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, images):
+        self.runs += 1
+        norm = self.stem[1]
+        maps = nn.functional.batch_norm(self.stem[0](images), norm.running_mean, norm.running_var, training=True)
+        return self.head(self.avgpool(maps)) + self.runs * torch.arange(CLASSES)
+
+
+class Lazy(Model):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:.*uninitialized param")
+@pytest.mark.filterwarnings("ignore:A layer with UninitializedParameter")
+@pytest.mark.parametrize(
+    ("network", "data", "looks"),
+    [
+        (Model, lambda: DataLoader(Generating(), batch_size=16), [0, 1, 2, 3]),
+        (Model, Drawing, [0, 1, 2, 3]),
+        (Counting, lambda: DataLoader(Images(), batch_size=16), [0, 1, 2, 3]),
+        (Lazy, lambda: DataLoader(Images(), batch_size=16), [1, 2, 3]),
+    ],
+    ids=["own generator", "other images", "buffers", "lazy"],
+)
+def test_training_is_the_same_whatever_model_and_data_keep_to_themselves(tmp_path, network, data, looks):
+    runs, watch = [], monitor(picture=True, num_pictured=4)
+    for callbacks in ([], [watch]):
+        L.seed_everything(5, verbose=False)
+        run = trainer(tmp_path, *callbacks, max_epochs=3, limit_val_batches=0, reload_dataloaders_every_n_epochs=1)
+        runs.append(network())
+        run.fit(runs[-1], data())
+    assert len(runs[0].losses) >= 9
+    assert runs[0].losses == runs[1].losses
+    assert sorted({row["epoch"] for row in watch.history}) == looks
+
+
+def test_a_compiled_part_is_not_compiled_anew(tmp_path):
+    class Compiled(Model):
+        def __init__(self):
+            super().__init__()
+            self.graphs = []
+            self.__dict__["fast"] = torch.compile(self.stem, backend=self.kept)
+
+        def kept(self, graph, examples):
+            self.graphs.append(graph)
+            return graph.forward
+
+        def forward(self, images):
+            return self.head(self.avgpool(self.fast(images)))
+
+    counts = []
+    for callbacks in ([], [monitor()]):
+        torch.compiler.reset()
+        model = Compiled()
+        run = trainer(tmp_path, *callbacks, limit_val_batches=0)
+        try:
+            run.fit(model, DataLoader(Images(), batch_size=15))
+        finally:
+            torch.compiler.reset()
+        counts.append(len(model.graphs))
+    assert counts[0] == counts[1] > 0
 
 
 def test_what_is_logged_is_what_probing_the_model_finds(tmp_path):
@@ -462,6 +562,29 @@ def test_loaders_without_a_data_module_and_without_labels(tmp_path):
     assert watch.pairs.labels is None
 
 
+class Dictionaries(Images):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return {"photograph": image, "label": label}
+
+
+class OfDictionaries(Autoencoder):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch["photograph"], batch_idx)
+
+
+def test_dictionaries_with_a_key_of_their_own(tmp_path):
+    loader = DataLoader(Dictionaries(), batch_size=16)
+    watch, expected = monitor(input_key="photograph"), monitor()
+    trainer(tmp_path, watch, max_epochs=1).fit(OfDictionaries(), loader)
+    trainer(tmp_path, expected, max_epochs=1).fit(Model(), DataLoader(Images(), batch_size=16))
+    assert np.array_equal(watch.pairs.first, expected.pairs.first)
+    assert np.array_equal(watch.pairs.second, expected.pairs.second)
+    assert len(watch.history) == len(expected.history)
+    with pytest.raises(ValueError, match="`input_key` must be the key of the images in a batch"):
+        trainer(tmp_path, monitor(), max_epochs=1).fit(OfDictionaries(), loader)
+
+
 def test_half_precision_models_get_images_of_their_type(tmp_path):
     watch = monitor(strata=["random"])
     fitted(tmp_path, watch, precision="bf16-true", max_epochs=1)
@@ -589,6 +712,12 @@ class FSDPStrategy(SingleDeviceStrategy):
         ({"precision": "fp8"}, "`precision` must be one of 'float32', 'bf16', got 'fp8'"),
         ({"decision": "argmax"}, "`decision` must be a function, got 'argmax'"),
         ({"name": "a/b"}, "`name` must be a text that can name a folder, got 'a/b'"),
+        ({"name": 3}, "`name` must be a text that can name a folder, got 3"),
+        ({"layer": 3}, "`layer` must be a text or None, got 3"),
+        ({"input_key": 3}, "`input_key` must be a text or None, got 3"),
+        ({"dirpath": 3}, "`dirpath` must be a path or None, got 3"),
+        ({"seed": 0.5}, "`seed` must be a whole number, got 0.5"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
         ({"dirpath": "file/folder"}, "`dirpath` must be a folder that can be written to"),
     ],
 )

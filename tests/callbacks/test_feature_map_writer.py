@@ -468,6 +468,27 @@ def test_a_model_that_fails_leaves_nothing(tmp_path):
     assert not model.norm.training
 
 
+@pytest.mark.filterwarnings("ignore:Reading the same images twice gives different ones")
+def test_generators_that_the_data_keeps_to_itself_are_left_as_they_were(tmp_path):
+    class Noisy(TensorDataset):
+        def __init__(self):
+            super().__init__(pixels(), torch.arange(len(pixels())) % 2)
+            self.generator = np.random.default_rng(3)
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + float(self.generator.random()), label
+
+    losses = []
+    for callbacks in ([], [writer(tmp_path)]):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Net()
+        fit(*callbacks, model=model, data={"train_dataloaders": DataLoader(Noisy(), batch_size=4)})
+        losses.append(model.losses)
+    assert losses[0] == losses[1]
+
+
 def test_random_augmentation_that_nobody_can_switch_off_is_told(tmp_path):
     loader = {"train_dataloaders": DataLoader(Augmented(Data().plain), batch_size=8)}
     with pytest.warns(RandomAugmentationWarning, match=r"Give the data module a method `evaluation_dataset\(\)`"):

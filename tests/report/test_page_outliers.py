@@ -1,6 +1,7 @@
 """Cuts of a selection with outliers, in the page and in Python."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,22 @@ def test_cuts_are_those_of_python(case, digits, tmp_path, visit):
     selection = chosen(digits, **CASES[case])
     assert case == "alike only" or (selection.status == OUTLIER).any()
     check_cuts(selection, digits, tmp_path / "report.html", visit)
+
+
+def test_heights_stand_in_the_table_only_where_trees_are_of_its_classes(digits, tmp_path, visit):
+    by_label = chosen(digits, balance="label")
+    page = visit(write_report(by_label, digits, tmp_path / "label.html", progress=False)).page
+    assert "merged up to" in page.locator("#table").inner_text()
+    # As many classes, but others: as a model predicts them.
+    labels = np.roll(digits.tensors[1].numpy(), 1)
+    vectors = digits.tensors[0].flatten(1).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        selector = FeatureMapSelector(vectors, tree_floor=0.4, balance="label", progress=False)
+        other = replace(selector.select(digits, labels=labels), labels=by_label.labels)
+    page = visit(write_report(other, digits, tmp_path / "other.html", progress=False)).page
+    assert "merged up to" not in page.locator("#table").inner_text()
+    assert page.evaluate("report.view.selection.heights.length") == 10
 
 
 def test_outliers_have_a_gallery_in_the_order_of_their_scores(digits, tmp_path, visit):

@@ -80,6 +80,39 @@ def test_what_a_person_moved_stays_moved(digits, tmp_path, visit):
     check_cuts(selection, digits, tmp_path / "report.html", visit)
 
 
+@pytest.mark.parametrize("linkage", ["complete", "average"])
+def test_a_group_tells_its_largest_distance(linkage, digits, tmp_path, visit):
+    selection = semantic(keep_fraction=0.7, linkage=linkage)(digits)
+    vectors = digits.tensors[0].flatten(1).numpy()
+    path = write_report(selection, digits, tmp_path / "report.html", vectors=vectors, progress=False)
+    page = visit(path)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    apart = 1 - unit @ unit.T
+
+    def check(of):
+        members = [np.flatnonzero(of.group == g) for g in of.group]
+        wanted = [apart[np.ix_(m, m)].max() for m in members]
+        found = page.page.evaluate("Array.from(report.view.selection.spread)")
+        assert found == pytest.approx(wanted, abs=1e-6)
+        assert sum(len(m) > 2 for m in members) > 2
+
+    check(selection)
+    largest = page.page.evaluate("report.view.selection.spread[report.view.selection.inGroup[0]]")
+    page.page.locator("#grid .group h3 small").first.wait_for()
+    texts = page.page.locator("#grid .group h3 small").all_inner_texts()
+    assert largest >= 0
+    assert all(", at most " in text and text.endswith(" apart") for text in texts)
+    page.page.locator("#grid .group .thumb").first.click()
+    assert texts[0].split(", ")[1] in page.page.locator("#detail dl").inner_text()
+    page.page.evaluate("report.view.selection.cut(180)")
+    if linkage == "complete":
+        check(selection.with_keep_fraction(0.75))
+    else:
+        assert page.page.evaluate("report.view.selection.spread") is None
+        page.page.evaluate("report.view.selection.asSaved()")
+        check(selection)
+
+
 @pytest.mark.parametrize("quota_of", ["proportional", "global"])
 def test_the_distance_at_the_cut_is_that_of_the_last_merge(quota_of, digits, tmp_path, visit):
     selection = semantic(quota=quota_of)(digits)

@@ -57,6 +57,23 @@ def test_the_kept_files_lie_under_their_paths(folder, tmp_path, mode):
     assert files(again) == files(output), "doing it twice changes nothing"
 
 
+def test_a_selection_applies_itself_beside_the_folder_or_elsewhere(folder, tmp_path, monkeypatch):
+    chosen = selection()
+    monkeypatch.chdir(folder)
+    beside = chosen.apply(".")
+    assert beside == tmp_path / "all_kept"
+    assert files(beside) == sorted([*KEPT, ".selection"])
+    assert (beside / "five.png").is_symlink()
+    elsewhere = chosen.apply(folder, "copy", output=tmp_path / "copy")
+    assert elsewhere == tmp_path / "copy"
+    assert not (elsewhere / "five.png").is_symlink()
+    assert files(chosen.apply(folder, mode="list", output="../list")) == [".selection", "kept.txt"]
+    with pytest.raises(ValueError, match="`output` must be new, empty, or made from the same selection"):
+        selection(kept=(0, 1)).apply(folder)
+    with pytest.raises(ValueError, match="`mode` must be one of"):
+        chosen.apply(folder, "move")
+
+
 def test_links_do_not_depend_on_where_the_program_runs(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     output = apply_selection(selection(), "all", "pruned")
@@ -107,9 +124,7 @@ def test_nothing_of_a_users_is_touched(folder, tmp_path):
     output = tmp_path / "pruned"
     output.mkdir()
     apply_selection(selection(), folder, output)
-    with pytest.raises(
-        ValueError, match="`output` must be new, empty, or made from the same selection"
-    ):
+    with pytest.raises(ValueError, match="`output` must be new, empty, or made from the same selection"):
         apply_selection(selection(kept=(0, 1)), folder, output)
     with pytest.raises(ValueError, match="made from the same selection in the same mode"):
         apply_selection(selection(), folder, output, "copy")
@@ -182,14 +197,10 @@ def test_names_that_are_not_utf8_keep_their_bytes(folder, tmp_path):
 def test_errors_of_apply(folder, tmp_path):
     with pytest.raises(ValueError, match="`mode` must be one of 'symlink', 'copy', 'list', got 'move'"):
         apply_selection(selection(), folder, tmp_path / "out", "move")
-    with pytest.raises(
-        FileNotFoundError, match="`folder` must hold the kept files, .* without 1 of them: b/none.png"
-    ):
+    with pytest.raises(FileNotFoundError, match="`folder` must hold the kept files, .* without 1 of them: b/none.png"):
         apply_selection(selection((*NAMES[:4], "b/none.png")), folder, tmp_path / "out")
     (folder / "kept.txt").write_text("an image by another name")
-    with pytest.raises(
-        ValueError, match="`selection` must be one without files called .selection or kept.txt"
-    ):
+    with pytest.raises(ValueError, match="`selection` must be one without files called .selection or kept.txt"):
         apply_selection(selection((*NAMES[:4], "kept.txt")), folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     nameless = Selection(*(np.zeros(2, kind) for kind in (np.uint8, np.int64, np.int64, np.float32)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.reproducibility import full_precision, preserved_rng
 from toolkit.validation import check_choice, invalid
 
-__all__ = ["PRECISIONS", "Images", "Scorer", "margins_of"]
+__all__ = ["PRECISIONS", "Images", "Scorer", "evaluating", "margins_of"]
 
 PRECISIONS = ("float32", "bf16")
 #: Images a forward where nothing else is asked for.
@@ -72,8 +72,8 @@ class Scorer:
     """A model as a function from batches of images to scores of classes, or to classes alone.
 
     Inside `with`, a module is in evaluation mode, no gradients are recorded, and TF32 and autocast are off (or autocast
-    to bfloat16 on, where asked for). Afterwards the mode of each submodule, the grad mode and the random state of
-    Python, NumPy and PyTorch are as before, also after an exception.
+    to bfloat16 on, where asked for). Afterwards the mode of each submodule, all buffers, the grad mode and the random
+    state of Python, NumPy and PyTorch are as before, also after an exception.
 
     Args:
         model: A module or any callable: images (B, *shape) to logits (B, C).
@@ -128,7 +128,7 @@ class Scorer:
             if self.precision == "bf16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             if isinstance(self.model, nn.Module):
-                stack.enter_context(_evaluating(self.model))
+                stack.enter_context(evaluating(self.model))
             self._stack = stack.pop_all()
         return self
 
@@ -184,18 +184,41 @@ def _weights(model: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a module, each submodule's own mode back afterwards."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a module; each submodule's own mode and all buffers are as before afterwards.
+
+    Buffers, because some modules change theirs in evaluation mode too: counters, moving averages, observers.
+
+    Args:
+        model: A module whose shapes are known: what a lazy layer makes on its first run cannot be taken back.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with evaluating(model):
+        ...     [module.training for module in model]
+        [False, False]
+        >>> [module.training for module in model]
+        [True, False]
+    """
     flags = [(module, module.training) for module in model.modules()]
-    if not any(flag for _, flag in flags):
-        yield
-        return
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     before = model.training
     try:
-        model.eval()
+        if any(flag for _, flag in flags):
+            model.eval()
         yield
     finally:
-        # Through `train` first, for modules that do more there than set a flag, then each flag as it was.
-        model.train(before)
-        for module, flag in flags:
-            module.training = flag
+        if any(flag for _, flag in flags):
+            # Through `train` first, for modules that do more there than set a flag, then each flag as it was.
+            model.train(before)
+            for module, flag in flags:
+                module.training = flag
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                buffer.copy_(value)

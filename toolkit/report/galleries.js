@@ -261,7 +261,7 @@ class Galleries {
     const staying = members.reduce((count, index) => count + (selection.stays(index) ? 1 : 0), 0);
     const card = make("div", {class: "group"}, make(
       "h3", {}, `${whole(members.length)} images`, labels.length ? ` of ${labels.join(", ")} ` : " ",
-      make("small", {}, `${whole(staying)} ${staying === 1 ? "stays" : "stay"}${farthest ? `, farthest at ${short(farthest)}` : ""}`),
+      make("small", {}, `${whole(staying)} ${staying === 1 ? "stays" : "stay"}${selection.apart(g) || (farthest ? `, farthest at ${short(farthest)}` : "")}`),
     ));
     const row = make("div", {class: "thumbs"}, ...this.groupThumbs(g, GROUP_SHOWN));
     if (members.length > GROUP_SHOWN) {

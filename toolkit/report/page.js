@@ -78,7 +78,7 @@ function showCounts() {
 function showTable() {
   const {selection} = view, rows = selection.table();
   const used = facts.statuses.map((_, code) => code).filter((code) => code && selection.byStatus[code]);
-  const heights = selection.heights && selection.heights.length === selection.classes.length ? selection.heights : null;
+  const heights = selection.treesAreOfClasses ? selection.heights : null;
   const heads = [
     facts.classes ? "class" : "", "images", "kept", "removed", "removed %",
     ...used.map((code) => facts.statuses[code]), ...(heights ? ["merged up to"] : []),
@@ -210,7 +210,7 @@ function showDetail() {
       ...line("class", selection.className(chosen)),
       ...line("distance", hasOther ? short(selection.distance[chosen]) : ""),
       ...line("outlier score", selection.scores ? short(selection.scores[chosen]) : ""),
-      ...line("group", members.length > 1 ? `${whole(members.length)} images` : g >= 0 ? "on its own" : "none"),
+      ...line("group", members.length > 1 ? `${whole(members.length)} images${selection.apart(g)}` : g >= 0 ? "on its own" : "none"),
       ...line("picture", missingNote),
     ),
     make(

@@ -70,6 +70,7 @@ class Forest {
     this.n = facts.n_images;
     this.quota = facts.quota;
     this.floor = facts.floor;
+    this.bounded = facts.linkage === "complete";
     this.codes = arrays["recut-codes"] || null;
     this.sizes = [...arrays["recut-sizes"]];
     this.preferred = new Uint8Array(this.n);
@@ -157,8 +158,10 @@ class Forest {
   assemble(nMerges) {
     const representative = new Int32Array(this.n).fill(-1), group = new Int32Array(this.n).fill(-1);
     const distance = new Float32Array(this.n).fill(NaN);
+    // For each image the largest distance within its group, which complete linkage tells: where its last merge was.
+    const spread = this.bounded ? new Float32Array(this.n) : null;
     let first = 0;
-    this.classes.forEach(({images, children, nodes, eventLeaf, eventNode, eventDistance}, c) => {
+    this.classes.forEach(({images, children, heights, nodes, eventLeaf, eventNode, eventDistance}, c) => {
       const leaves = images.length, merges = nMerges[c];
       const top = new Int32Array(leaves + merges), root = new Int32Array(leaves + merges);
       for (let node = 0; node < leaves + merges; node++) {
@@ -175,6 +178,7 @@ class Forest {
         representative[index] = images[top[leaf]];
         group[index] = first + root[leaf];
         distance[index] = 0;
+        if (spread && root[leaf] >= leaves) spread[index] = heights[root[leaf] - leaves];
       });
       const events = firstAtLeast(eventNode, merges);
       for (let k = 0; k < events; k++) distance[images[eventLeaf[k]]] = eventDistance[k];
@@ -188,7 +192,7 @@ class Forest {
         distance[index] = 0;
       }
     }
-    return {group: numbered, representative, distance, influential, heights: this.heightsOf(nMerges)};
+    return {group: numbered, representative, distance, influential, spread, heights: this.heightsOf(nMerges)};
   }
 }
 
@@ -239,7 +243,7 @@ class Ranking {
         }
       }
     }
-    return {group: byFirst(representative), representative, distance, influential: null, heights: null};
+    return {group: byFirst(representative), representative, distance, influential: null, spread: null, heights: null};
   }
 }
 
@@ -307,7 +311,7 @@ class OutlierForest {
 
   cut(nKept) {
     const {merges, counts} = this.split(nKept);
-    const {group, representative, distance, heights} = this.forest.assemble(merges);
+    const {group, representative, distance, spread, heights} = this.forest.assemble(merges);
     const size = new Map();
     for (const g of group) size.set(g, (size.get(g) || 0) + 1);
     const outlier = new Uint8Array(this.n);
@@ -328,7 +332,7 @@ class OutlierForest {
         distance[index] = 0;
       }
     }
-    return {group: byFirst(group), representative, distance, influential: null, outlier, heights};
+    return {group: byFirst(group), representative, distance, influential: null, outlier, spread, heights};
   }
 }
 
@@ -359,9 +363,14 @@ class Selection {
     this.saved = {
       status: arrays.status, group: Int32Array.from(arrays.group),
       representative: Int32Array.from(arrays.representative), distance: arrays.distance, heights: null,
+      spread: arrays.spread || null,
     };
     this.staying = facts.statuses.map((name) => facts.staying.includes(name));
     this.recut = facts.recut ? new RECUTS[facts.recut.kind](facts.recut, arrays) : null;
+    const {classes} = this.recut?.forest || this.recut || {};
+    // Trees can be of other classes than the labels': of those that a model predicts.
+    this.treesAreOfClasses = Boolean(classes) && classes.length === this.classes.length
+      && classes.every(({images}, c) => images.every((index) => this.codes[index] === c));
     this.asSaved();
   }
 
@@ -380,9 +389,13 @@ class Selection {
       const nKept = this.nKept;
       if (nKept >= this.recut.minKept() && nKept <= this.recut.maxKept()) {
         const again = this.made(nKept);
-        if (again.status.every((code, index) => code === this.status[index])) this.saved.heights = again.heights;
+        if (again.status.every((code, index) => code === this.status[index])) {
+          this.saved.heights = again.heights;
+          if (again.spread && again.group.every((g, index) => g === this.group[index])) this.saved.spread = again.spread;
+        }
       }
       this.heights = this.saved.heights;
+      this.spread = this.saved.spread;
     }
   }
 
@@ -403,7 +416,7 @@ class Selection {
       if (cut.outlier && cut.outlier[index]) status[index] = code.outlier;
       if (this.recut.excluded[index]) status[index] = code.excluded;
     }
-    const {group, representative, distance, heights} = cut;
+    const {group, representative, distance, spread, heights} = cut;
     const gone = new Set();
     for (const [index, stays] of edits) {
       status[index] = stays ? code.kept : code.excluded;
@@ -419,7 +432,7 @@ class Selection {
         }
       });
     }
-    return {status, group, representative, distance, heights};
+    return {status, group, representative, distance, spread, heights};
   }
 
   // The members of all groups, and counts.
@@ -441,6 +454,12 @@ class Selection {
 
   // The members of a group, ascending.
   members(g) { return g < 0 ? new Int32Array(0) : this.inGroup.subarray(this.start[g], this.start[g + 1]); }
+
+  // The largest distance within a group in words, where it is known.
+  apart(g) {
+    const largest = this.spread && g >= 0 ? this.spread[this.members(g)[0]] : NaN;
+    return Number.isNaN(largest) ? "" : `, at most ${short(largest)} apart`;
+  }
 
   // Groups of two or more, the largest first, ties by first image.
   groups() {

@@ -235,7 +235,7 @@ def _found(
     """The images unlike all others and the closest pairs of different labels, where there are any."""
     metric = _metric_of(selection)
     facts["metric"] = metric
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, npt.NDArray[Any]] = _spread(selection, vectors)
     if 2 <= len(selection) <= _MOST_FOR_ISOLATED:
         isolated = most_isolated(vectors, _N_ISOLATED, metric=metric, progress=progress)
         arrays["isolated"], arrays["isolated-nearest"] = isolated.indices, isolated.nearest
@@ -248,6 +248,25 @@ def _found(
         pairs = influential_pairs(vectors, groups, selection.labels.codes, _N_PAIRS, metric=metric)
         arrays["pairs"], arrays["pairs-distance"] = pairs.pairs, pairs.distances.astype(np.float32)
     return arrays
+
+
+def _spread(selection: Selection, vectors: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """For each image the largest dissimilarity within its group, where trees do not tell it and vectors do.
+
+    Complete linkage merges by it, so that the page takes it from the trees, at every cut.
+    """
+    recut = selection.recut
+    trees = getattr(getattr(recut, "forest", recut), "trees", None)
+    reduced = selection.config.get("n_dim") is not None
+    if reduced or not trees or trees[0].metric != "cosine" or trees[0].linkage == "complete":
+        return {}
+    from toolkit.selection.feature_map import FeatureMapSelector
+
+    largest = FeatureMapSelector.group_diameters(selection, vectors)
+    spread = np.full(len(selection), np.nan, np.float32)
+    grouped = selection.group >= 0
+    spread[grouped] = largest[selection.group[grouped]]
+    return {"spread": spread}
 
 
 def _metric_of(selection: Selection) -> str:

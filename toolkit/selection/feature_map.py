@@ -20,7 +20,7 @@ from toolkit.representations.reduction import METHODS, reduce_vectors
 from toolkit.selection.base import Candidates, as_representation, fingerprint_of, source_of
 from toolkit.selection.k_center import unit_rows
 from toolkit.selection.outlier_forest import OutlierForest, Shares
-from toolkit.selection.outlier_order import OutlierOrder, outlier_order
+from toolkit.selection.outlier_order import PROBES, OutlierOrder, outlier_order
 from toolkit.selection.quota import allocate
 from toolkit.selection.recut import Cut, MergeForest
 from toolkit.selection.result import REDUNDANT, Selection
@@ -81,7 +81,7 @@ class FeatureMapSelector(TreeSelector):
         tree_floor: How far down `Selection.with_keep_fraction` can later cut anew, as a fraction of the images.
         index: How neighbours are found: `exact`, or what faiss calls a factory string (such as `IVF1024,Flat`) for sets
             of a million images: then images are merged only with their nearest neighbours, by complete linkage, and
-            outliers scored by `knn`.
+            outliers scored by `knn`. The log says which share of the neighbours was found.
         seed: For `representative="random"` and UMAP.
         progress: Whether to show progress bars.
 
@@ -365,7 +365,7 @@ class FeatureMapSelector(TreeSelector):
         if self.index == "exact" or n_leaves < 2 or n_groups is None:
             return super()._tree(vectors, n_groups, threshold)
         k = min(_NEIGHBORS, n_leaves - 1)
-        found = nearest_neighbors(vectors, k, metric="cosine", index=self.index, recall_sample=0)
+        found = nearest_neighbors(vectors, k, metric="cosine", index=self.index, nprobe=PROBES)
         ends = np.sort(np.stack([np.repeat(np.arange(n_leaves), k), found.indices.ravel()], axis=1), axis=1)
         _, first = np.unique(ends[:, 0] * n_leaves + ends[:, 1], return_index=True)
         tree = merge_tree_of_pairs(n_leaves, ends[first], found.distances.ravel()[first], self.linkage)

@@ -11,8 +11,8 @@ from toolkit.neighbors import nearest_neighbors
 from toolkit.outliers import _checked, _lists, _modes, _scores, _warn
 from toolkit.representations import Vectors
 
-#: Neighbours that the score of `knn` averages over where they are found approximately.
-_NEIGHBORS = 16
+#: Lists of an approximate index (of those that have any) that are searched for a vector's neighbours.
+PROBES = 16
 _CLUSTER_SIZE = 16
 _MODE_SIZE = 10
 
@@ -72,7 +72,7 @@ def outlier_order(
         found = _lists(matrix, method, k, "euclidean", progress)
         scores, near = _scores(matrix, method, k, _CLUSTER_SIZE, "euclidean", found, progress), found.indices[:, :k]
     else:
-        found = nearest_neighbors(matrix, k, index=index, recall_sample=0, progress=progress)
+        found = nearest_neighbors(matrix, k, index=index, nprobe=PROBES, progress=progress)
         scores, near = found.distances.mean(axis=1), found.indices
     order = np.argsort(-scores, kind="stable")
     order = order[candidates[order]]

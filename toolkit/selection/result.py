@@ -172,6 +172,44 @@ class Selection:
             )
         return Subset(dataset, self.kept.tolist())
 
+    def apply(self, folder: str | Path, mode: str = "symlink", *, output: str | Path | None = None) -> Path:
+        """Make a folder with the kept files of a data set's folder, which itself stays as it is.
+
+        No file is ever deleted or replaced: see `toolkit.selection.apply_selection`.
+
+        Args:
+            folder: The data set's folder, which the ids are relative to.
+            mode: `symlink`, `copy`, or `list`: only the kept paths, in a `kept.txt`.
+            output: The folder to make; beside `folder`, with `_kept` behind its name, if None.
+
+        Returns:
+            The output folder.
+
+        Raises:
+            ValueError: If the mode is unknown, if the ids are no paths below the folder, or if the output folder has
+                content that this selection did not put there.
+            FileNotFoundError: If a kept file is not in the folder.
+
+        Example:
+            >>> import tempfile
+            >>> from toolkit import RandomSelector
+            >>> photos = Path(tempfile.mkdtemp()) / "photos"
+            >>> photos.mkdir()
+            >>> for name in ("a.png", "b.png", "c.png"):
+            ...     _ = (photos / name).write_text(name)
+            >>> names = ["a.png", "b.png", "c.png"]
+            >>> made = RandomSelector(0.67).select(names, ids=names).apply(photos, "copy")
+            >>> made.name, len(list(made.glob("*.png")))
+            ('photos_kept', 2)
+        """
+        from toolkit.selection.export import apply_selection  # which imports this module
+
+        folder = Path(folder)
+        if output is None:
+            named = folder.resolve()
+            output = named.with_name(f"{named.name}_kept")
+        return apply_selection(self, folder, output, mode)
+
     def with_keep_fraction(self, keep_fraction: float) -> Selection:
         """The selection at another budget, from the stored merge tree, without vectors or distances.
 
