@@ -83,8 +83,8 @@ def save_pictures(
             lambda: plotting.plot_groups(selection, images, class_names=class_names),
         )
     }
-    if isinstance(selection.recut, MergeForest):
-        forest = selection.recut
+    forest = getattr(selection.recut, "forest", selection.recut)
+    if isinstance(forest, MergeForest):
         drawings["kept_fraction.png"] = ("kept fraction", lambda: _plot_curve(selection, forest))
     if "auto" in selection.config:
         drawings["crossing_rate.png"] = (

@@ -141,7 +141,9 @@ def test_a_click_on_a_point_shows_its_image_beside_its_representative(report, se
     assert facts["class"] == str(int(digits.tensors[1][index]))
     assert float(facts["distance"]) == pytest.approx(float(selection.distance[index]), rel=0.05)
     members = np.flatnonzero(selection.group == selection.group[index])
-    assert facts["group"] == f"{len(members)} images"
+    number, apart = facts["group"].split(", at most ")
+    assert number == f"{len(members)} images"
+    assert float(apart.removesuffix(" apart")) >= 0.99 * float(selection.distance[members].max())
     thumbs = page.locator("#detail .thumb").evaluate_all("nodes => nodes.map((node) => Number(node.dataset.index))")
     assert sorted(thumbs) == members.tolist()
     assert thumbs[0] == of
@@ -195,6 +197,30 @@ def test_points_turn_zoom_and_move(report, visit):
     assert changed()
     canvas.press("0")
     assert page.evaluate(state) == seen[0]
+
+
+def test_a_long_cloud_fills_the_stage(tmp_path, visit):
+    rng = np.random.default_rng(0)
+    vectors = rng.uniform(1, 2, (300, 3)) * [40.0, 1.0, 1.0]
+    selection = SemanticSelector(vectors, 0.9, scope="dataset", progress=False).select()
+    page = visit(
+        write_report(selection, torch.zeros(300, 1, 4, 4), tmp_path / "r.html", vectors=vectors, progress=False)
+    ).page
+    for width in (1200, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.locator("#reset-view").click()
+        share = page.evaluate(
+            """() => {
+                const {x, y, canvas, zoom} = report.cloudOf();
+                report.cloudOf().project();
+                const within = (place, size) => place > 0 && place < size;
+                const inside = x.filter((place, i) => within(place, canvas.width) && within(y[i], canvas.height));
+                return [(Math.max(...x) - Math.min(...x)) / canvas.width, inside.length / x.length, zoom];
+            }"""
+        )
+        assert share[0] > 0.6
+        assert share[1] > 0.95
+        assert 1 <= share[2] <= 2
 
 
 def test_a_double_click_turns_about_a_point_and_two_fingers_zoom(report, visit):

@@ -221,7 +221,9 @@ def test_random_pairs_are_of_one_class_and_of_images_that_are_there():
     codes[7] = 4  # alone in its class
     available = np.ones(400, dtype=bool)
     available[:5] = False
-    first, second = automatic._random_pairs(codes, available, 20_000, np.random.default_rng(1))
+    first, second = automatic._random_pairs(codes, available, 20_000, 1)
+    for some, all_ in zip(automatic._random_pairs(codes, available, 50, 1), (first, second), strict=True):
+        np.testing.assert_array_equal(some, all_[:50])
     assert (codes[first] == codes[second]).all()
     assert (first != second).all()
     assert 7 not in first

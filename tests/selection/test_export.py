@@ -256,6 +256,14 @@ def test_fiftyone_gets_labels_with_the_reasons_as_attributes(folder, tmp_path):
     assert alone["attributes"] == {"status": "redundant"}
 
 
+def test_fiftyone_gets_the_names_of_classes(folder, tmp_path):
+    path = tmp_path / "f.json"
+    fiftyone_samples(selection(labels=[0, 0, [0, 1], 1, 2]), path, folder, class_names=["cat", "dog"])
+    table = json.loads(path.read_text())["labels"].values()
+    found = [[one["label"] for one in of] if isinstance(of, list) else of["label"] for of in table]
+    assert found == ["cat", "cat", ["cat", "dog"], "dog", "2"]
+
+
 def test_errors_of_fiftyone(folder, tmp_path):
     path = tmp_path / "f.json"
     with pytest.raises(ValueError, match="`label` must be one of 'class', 'status', got 'kind'"):

@@ -89,7 +89,20 @@ class Cloud {
     this.zoom = 1;
     this.pan = [0, 0];
     this.centre = [0, 0, 0];
+    this.fill();
     this.redraw();
+  }
+
+  // Points that leave most of the canvas empty, as flat or long clouds do, are enlarged up to twice.
+  fill() {
+    this.fit();
+    this.project();
+    const {width, height} = this.canvas, away = new Float32Array(this.n);
+    for (let i = 0; i < this.n; i++) {
+      away[i] = Math.max(Math.abs(this.x[i] - width / 2) / width, Math.abs(this.y[i] - height / 2) / height);
+    }
+    const most = away.sort()[Math.floor(0.985 * (this.n - 1))];
+    this.zoom = Math.max(1, Math.min(2, 0.42 / Math.max(most, 0.01)));
   }
 
   redraw() {

@@ -147,7 +147,7 @@ def crossing_curve(
         probe: Whether paths cross, such as a `PathProber`.
         tolerance: In (0, 1): how far the rate may rise from that of the safest images towards that of random pairs.
         num_pairs: How many pairs to walk; at least 2,000 and a quarter of the images if None.
-        seed: Of the draws and the bootstrap.
+        seed: Of the draws and the bootstrap. With more pairs, those that fewer would take are among the first.
 
     Returns:
         The curve and the cut; with empty lists where no image can go at all.
@@ -165,14 +165,13 @@ def crossing_curve(
         >>> round(crossing_curve(selection.recut, selection.labels.codes, crosses).chosen, 3)
         0.272
     """
-    rng = np.random.default_rng([seed, 0])
     episodes = _Episodes.of(forest)
     budget = default_num_pairs(forest.n_images) if num_pairs is None else num_pairs
-    first, second = _random_pairs(codes, ~forest.excluded, max(1, int(_RANDOM_SHARE * budget)), rng)
+    first, second = _random_pairs(codes, ~forest.excluded, max(1, int(_RANDOM_SHARE * budget)), seed)
     if not len(first) or not episodes.n_steps:
         return _nothing("no image can go: there are no two images of one class that may be merged")
     random = probe(first, second)
-    sample = _Sample(episodes, rng)
+    sample = _Sample(episodes, seed)
     walks = max(0, budget - len(first))
     rule = _Rule(episodes.removed, forest.n_images, tolerance)
     density = np.where(np.arange(episodes.n_steps) <= rule.base, _SAFEST_DENSITY, 1.0)
@@ -187,7 +186,7 @@ def crossing_curve(
         sample.spread(left // (_ROUNDS - round_), density, until)
         sample.walk(probe)
     decision = rule(sample.rates(sample.weights()), random)
-    return _with_intervals(decision, sample, rule, random, rng)
+    return _with_intervals(decision, sample, rule, random, np.random.default_rng([seed, 2]))
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,8 @@ class _Episodes:
 class _Sample:
     """Which pairs of the ladder have been walked: of each step's new pairs the first ones in a random order."""
 
-    def __init__(self, episodes: _Episodes, rng: np.random.Generator) -> None:
+    def __init__(self, episodes: _Episodes, seed: int) -> None:
+        rng = np.random.default_rng([seed, 1])
         self.episodes = episodes
         self.sizes = np.bincount(episodes.first, minlength=episodes.n_steps)
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
@@ -427,8 +427,11 @@ def _nothing(why: str) -> CrossingCurve:
     return CrossingCurve([], [], [], [], 0.0, 0.0, 0.0, None, None, None, 0, f"nothing is removed: {why}")
 
 
-def _random_pairs(codes: _Ints, available: _Bools, count: int, rng: np.random.Generator) -> tuple[_Ints, _Ints]:
-    """Pairs of different images of one class: the first any image of a class that has two, the second any other."""
+def _random_pairs(codes: _Ints, available: _Bools, count: int, seed: int) -> tuple[_Ints, _Ints]:
+    """Pairs of different images of one class: the first any image of a class that has two, the second any other.
+
+    Fewer pairs are the first ones of more.
+    """
     images = np.flatnonzero(available)
     images = images[np.argsort(codes[images], kind="stable")]
     sizes = np.bincount(codes[images])
@@ -436,9 +439,10 @@ def _random_pairs(codes: _Ints, available: _Bools, count: int, rng: np.random.Ge
     if not len(images):
         return images, images
     starts = np.searchsorted(codes[images], np.arange(len(sizes)))
-    place = rng.integers(len(images), size=count)
+    drawn = np.random.default_rng([seed, 0]).random((count, 2))
+    place = (drawn[:, 0] * len(images)).astype(np.int64)
     start, size = starts[codes[images[place]]], sizes[codes[images[place]]]
-    other = start + (place - start + rng.integers(1, size)) % size
+    other = start + (place - start + 1 + (drawn[:, 1] * (size - 1)).astype(np.int64)) % size
     return images[place], images[other]
 
 

@@ -6,7 +6,7 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -121,7 +121,13 @@ def write_yolo_list(selection: Selection, path: str | Path, root: str | Path) ->
 
 
 def fiftyone_samples(
-    selection: Selection, path: str | Path, root: str | Path, *, label: str | None = None, kept_only: bool = False
+    selection: Selection,
+    path: str | Path,
+    root: str | Path,
+    *,
+    label: str | None = None,
+    class_names: Sequence[str] | None = None,
+    kept_only: bool = False,
 ) -> Path:
     """Write labels and reasons of the images as FiftyOne's `FiftyOneImageClassificationDataset` reads them.
 
@@ -135,6 +141,7 @@ def fiftyone_samples(
         root: The folder that the ids are relative to.
         label: What to classify by: the image's `class` (several labels become a list of classifications) or its
             `status`; its class where the selection has labels, if None.
+        class_names: A name for each label that is a number.
         kept_only: Leave out the images that go.
 
     Returns:
@@ -162,17 +169,19 @@ def fiftyone_samples(
         if selection.representative[index] >= 0:
             attributes["representative"] = str(root / names[selection.representative[index]])
             attributes["distance"] = float(str(selection.distance[index]))
-        texts = [reasons[index]] if label == "status" else _texts(selection, index)
+        texts = [reasons[index]] if label == "status" else _texts(selection, index, class_names)
         targets = [{"label": text, "attributes": attributes} for text in texts]
         table[str(root / names[index])] = targets[0] if len(targets) == 1 else targets
     _replace(path, (json.dumps({"labels": table, "info": {"written by": _WRITER}}, indent=1) + "\n").encode())
     return path
 
 
-def _texts(selection: Selection, index: int) -> list[str]:
+def _texts(selection: Selection, index: int, class_names: Sequence[str] | None) -> list[str]:
     """The names of an image's labels."""
     assert selection.labels is not None
-    return [str(item) for item in selection.labels.sets[selection.labels.codes[index]]]
+    labels = selection.labels.sets[selection.labels.codes[index]]
+    names = class_names or ()
+    return [str(names[item]) if isinstance(item, int) and 0 <= item < len(names) else str(item) for item in labels]
 
 
 def _is_fiftyone(text: str) -> bool:
