@@ -52,7 +52,7 @@ class DecisionBoundaryMonitor(L.Callback):
 
     The pairs are drawn once (`toolkit.boundary.draw_pairs`): images that a `PrunedDataModule` removes and those kept in
     their place, near and far images of one class, near images of two classes, any two images. After every
-    `every_n_epochs`-th epoch and the last of `max_epochs`, the straight path between the two images of each pair is
+    `every_n_epochs`-th epoch and the last, the straight path between the two images of each pair is
     walked (`toolkit.boundary.probe_paths`), without augmentation, in evaluation mode. Training is not touched: its
     losses are the same, bit for bit, with and without this callback. A model with lazy layers is looked at after the
     first epoch for the first time.
@@ -164,6 +164,8 @@ class DecisionBoundaryMonitor(L.Callback):
         self.history: list[dict[str, Any]] = []
         self._n_images: int | None = None
         self._restored = False
+        #: The last epoch, if nobody has looked at the model since.
+        self._unseen: int | None = None
         self._folder: Path | None = None
         self._keys: tuple[str, ...] = ()
         self._walker: PairWalker | None = None
@@ -250,18 +252,29 @@ class DecisionBoundaryMonitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at the model after every n-th epoch and the last."""
         epoch = trainer.current_epoch + 1
+        self._unseen = epoch
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
             return
+        self._unseen = None
         with _apart(trainer):
             values = self._look(trainer, pl_module, epoch, step=max(0, trainer.global_step - 1))
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": world()[1] > 1}
         pl_module.log_dict(values, **options)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw how the rates changed."""
+        """Look once more where steps, time or early stopping ended the training; draw how the rates changed."""
+        step = max(0, trainer.global_step - 1)
+        if self._unseen is not None:
+            with _apart(trainer):
+                values = self._look(trainer, pl_module, self._unseen, step)
+            self._unseen = None
+            # Modules can log no more.
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
         if self._folder is None or not self.picture or not self.history:
             return
-        path, step = self._folder / "curves.png", max(0, trainer.global_step - 1)
+        path = self._folder / "curves.png"
         with _apart(trainer):
             on_rank_zero(
                 lambda: self._draw(trainer, "curves", path, step, lambda: plot_boundary_curves(self.history, before=0))

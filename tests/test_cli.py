@@ -270,6 +270,17 @@ def test_an_unwritable_output_is_told_before_any_work():
     assert not cache_folder().exists() or not any(cache_folder().iterdir())
 
 
+@pytest.mark.parametrize(("name", "match"), [("report.html", "a new file or a report"), ("kept.txt", "a new folder")])
+def test_files_of_others_in_the_output_are_told_before_any_work(name, match):
+    Path("selection").mkdir()
+    Path("selection", name).write_text("mine")
+    with pytest.raises(ValueError, match=match):
+        cli.select(digits("--output", "selection"))
+    assert [path.name for path in Path("selection").iterdir()] == [name]
+    assert Path("selection", name).read_text() == "mine"
+    assert not Path("runs").exists()
+
+
 def test_bad_settings_are_told_before_the_baseline_is_trained():
     with pytest.raises(ValueError, match=r"`keep_fraction` must be in \(0, 1\], got 1.5"):
         cli.fit(digits("--data.selector.keep_fraction=1.5"))

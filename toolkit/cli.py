@@ -37,9 +37,11 @@ from toolkit.distributed import on_rank_zero
 from toolkit.insight import Leaks
 from toolkit.leakage import leaks_between
 from toolkit.lightning_views import evaluation_view_of
+from toolkit.report.writer import check_place
 from toolkit.representations.feature_map import find_layer
 from toolkit.representations.layer_table import LayerRow, layer_table
 from toolkit.selection import Selection
+from toolkit.selection.result import check_selection_folder
 
 
 @dataclass
@@ -139,6 +141,9 @@ class ToolkitCLI(LightningCLI):
         else:
             what = "the selection" if self.command == "select" else "the table and the pictures"
             parser.add_argument("--output", type=str, required=True, help=f"The folder to write {what} into.")
+        if self.command == "select":
+            help_ = "How the page shows vectors as points: `pca`, or `umap` (an extra)."
+            parser.add_argument("--projection", type=Literal["pca", "umap"], default="pca", help=help_)
         if self.command == "leaks":
             parser.add_class_arguments(LeaksConfig, "leaks")
         if self.command == "probe":
@@ -261,9 +266,12 @@ def select(args: Sequence[str] | None = None) -> Selection:
     """
     cli = ToolkitCLI(args, command="select")
     datamodule, output = cli.datamodule, Path(cli.config["output"])
+    # What is in the way is told now, not after a baseline was trained.
+    check_selection_folder(output)
+    check_place(output / "report.html")
     runs = _prepare(cli, output)
     selection = cast("Selection", datamodule.selection)
-    report_selection(datamodule, selection, runs, output, output, all_pictures=True)
+    report_selection(datamodule, selection, runs, output, output, projection=cli.config["projection"])
     return selection
 
 

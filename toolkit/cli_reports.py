@@ -30,12 +30,12 @@ def report_selection(
     runs: list[Run],
     folder: Path,
     selection_folder: Path,
-    all_pictures: bool = False,
+    projection: str | None = None,
 ) -> dict[str, Any]:
     """Print the summary and write it, with the selection and pictures, where the run's files are.
 
-    Training draws the groups only; `all_pictures` are drawn, and the page is written, where choosing is all there is to
-    do.
+    Training draws the groups only. Where choosing is all there is to do, `projection` says how the page shows vectors
+    as points; then the page is written and all pictures are drawn.
     """
     lines: list[str] = []
     files = {"summary": folder / "summary.json"}
@@ -56,12 +56,18 @@ def report_selection(
         files["selection"] = selection.save(selection_folder)
         view, names = datamodule.evaluation_view(), class_names_of(datamodule)
         pictures = save_pictures(
-            selection, view, folder, selector=datamodule.selector if all_pictures else None, class_names=names
+            selection, view, folder, selector=datamodule.selector if projection else None, class_names=names
         )
         files |= {f"picture: {title}": path for title, path in pictures.items()}
-        if all_pictures:
-            page = folder / "report.html"
-            files["report"] = save_report(selection, view, page, selector=datamodule.selector, class_names=names)
+        if projection:
+            files["report"] = save_report(
+                selection,
+                view,
+                folder / "report.html",
+                selector=datamodule.selector,
+                class_names=names,
+                projection=projection,
+            )
     if runs:
         lines += ["", *_aligned([("run", "images", "s/epoch", "score"), *(run.row() for run in runs)])]
     summary = {

@@ -116,6 +116,7 @@ def save_report(
     *,
     selector: Any = None,
     class_names: Sequence[str] | None = None,
+    projection: str = "pca",
     title: str | None = None,
 ) -> Path:
     """Write the page on which a person looks through a selection, with the selector's vectors where it has any.
@@ -126,6 +127,7 @@ def save_report(
         path: The file.
         selector: What made the selection.
         class_names: A name for each label that is a number.
+        projection: How vectors are shown as points: `pca`, or `umap` (an extra).
         title: The page's title.
 
     Returns:
@@ -134,7 +136,9 @@ def save_report(
     get = getattr(selector, "representation", None)
     representation = get() if callable(get) else None
     vectors = None if representation is None else representation.vectors(dataset)
-    return write_report(selection, dataset, path, vectors=vectors, class_names=class_names, title=title)
+    return write_report(
+        selection, dataset, path, vectors=vectors, class_names=class_names, projection=projection, title=title
+    )
 
 
 def _plot_curve(selection: Selection, forest: MergeForest) -> Figure:

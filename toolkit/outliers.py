@@ -194,7 +194,7 @@ def outlier_groups(
     Example:
         >>> import warnings
         >>> body, mode = [[0.1 * i, 0.0] for i in range(20)], [[50.0 + 0.1 * i, 0.0] for i in range(3)]
-        >>> with warnings.catch_warnings(record=True) as caught:
+        >>> with warnings.catch_warnings(record=True, action="always") as caught:
         ...     groups = outlier_groups(body + mode + [[20.0, 9.0]], [20, 21, 22, 23], min_size=3)
         >>> [group.tolist() for group in groups], len(caught)
         ([[20, 21, 22]], 1)
@@ -463,7 +463,7 @@ def _warn(groups: list[_Ints], n: int) -> None:
         sizes = ", ".join(str(len(group)) for group in groups[:5]) + ("" if len(groups) <= 5 else ", ...")
         warnings.warn(
             f"{sum(map(len, groups))} of the {n} vectors chosen as outliers form {len(groups)} group(s) of their own "
-            f"({sizes} members): modes of the data that would be removed with them.",
+            f"({sizes} members): modes of the data that would be removed with them. `protect_modes` keeps them.",
             OutlierModeWarning,
             stacklevel=3,
         )

@@ -353,6 +353,16 @@ def test_checkpoints_can_follow_a_rate(tmp_path, every):
     assert saved == {f"epoch={place}": pytest.approx(value) for place, value in enumerate((before, rate[2], rate[3]))}
 
 
+def test_a_run_that_ends_by_its_steps_is_looked_at_once_more(tmp_path):
+    watch = monitor(every_n_epochs=5)
+    _, run = fitted(tmp_path, watch, logger=CSVLogger(tmp_path / "log"), max_epochs=-1, max_steps=8)
+    assert sorted({row["epoch"] for row in watch.history}) == [0, 2]
+    last = next(row for row in watch.history if row["epoch"] == 2 and row["stratum"] == "random")
+    assert float(run.callback_metrics["boundary/random/crossing_rate"]) == pytest.approx(last["crossing_rate"])
+    logged = next((tmp_path / "log").rglob("metrics.csv")).read_text().splitlines()
+    assert any(line.split(",")[logged[0].split(",").index("step")] == "7" for line in logged[1:])
+
+
 def test_the_table_holds_every_path_of_every_look(tmp_path):
     watch = monitor()
     fitted(tmp_path, watch)

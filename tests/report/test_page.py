@@ -203,9 +203,8 @@ def test_a_long_cloud_fills_the_stage(tmp_path, visit):
     rng = np.random.default_rng(0)
     vectors = rng.uniform(1, 2, (300, 3)) * [40.0, 1.0, 1.0]
     selection = SemanticSelector(vectors, 0.9, scope="dataset", progress=False).select()
-    page = visit(
-        write_report(selection, torch.zeros(300, 1, 4, 4), tmp_path / "r.html", vectors=vectors, progress=False)
-    ).page
+    path, images = tmp_path / "report.html", torch.zeros(300, 1, 4, 4)
+    page = visit(write_report(selection, images, path, vectors=vectors, progress=False)).page
     for width in (1200, 360):
         page.set_viewport_size({"width": width, "height": 800})
         page.locator("#reset-view").click()

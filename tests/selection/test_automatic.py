@@ -446,7 +446,7 @@ def unlabelled():
         ),
         ({"tree_floor": None}, None, ValueError, "`tree_floor` must be a fraction where keep_fraction='auto'"),
         ({"n_groups": 3}, None, ValueError, "exactly one, got"),
-        ({"keep_fraction": "most"}, None, TypeError, "`keep_fraction` must be a number, got 'most'"),
+        ({"keep_fraction": "most"}, None, TypeError, "`keep_fraction` must be a number or 'auto', got 'most'"),
         ({"tolerance": 0}, None, ValueError, r"`tolerance` must be in \(0, 1\), got 0"),
         ({"tolerance": "a"}, None, TypeError, "`tolerance` must be a number"),
         ({"num_pairs": 499}, None, ValueError, "`num_pairs` must be at least 500, got 499"),

@@ -307,3 +307,12 @@ def test_summary_is_a_table():
 def test_id_errors(ids, match):
     with pytest.raises(ValueError, match=match):
         RandomSelector(0.5).select(range(2), ids=ids)
+
+
+@pytest.mark.parametrize("name", ["kept.txt", "selection.csv", "tree.npz"])
+def test_a_file_that_belongs_to_no_selection_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"`folder` must be a new folder, .* where {name} would be replaced, got"):
+        RandomSelector(0.5).select(range(4)).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"

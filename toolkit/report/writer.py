@@ -96,7 +96,7 @@ def write_report(
         '<!DOCTYPE html>'
     """
     path = Path(path)
-    _check_place(path)
+    check_place(path)
     check_choice("projection", projection, METHODS)
     if isinstance(max_images, bool) or not isinstance(max_images, (int, np.integer)):
         raise TypeError(f"`max_images` must be a whole number, got {max_images!r}.")
@@ -332,7 +332,7 @@ def _asset(name: str) -> str:
     return resources.files("toolkit.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
     """Refuse to write over what is no report."""
     if path.is_dir():
         raise invalid("path", "a file", f"the folder {str(path)!r}")

@@ -38,7 +38,8 @@ class BudgetedSelector(BaseSelector):
             return
         kinds = (int, np.integer) if name == "n_groups" else (int, float, np.number)
         if isinstance(value, bool) or not isinstance(value, kinds):
-            raise TypeError(f"`{name}` must be a {'whole ' * (name == 'n_groups')}number, got {value!r}.")
+            more = " or 'auto'" if name == "keep_fraction" and self.can_choose_fraction else ""
+            raise TypeError(f"`{name}` must be a {'whole ' * (name == 'n_groups')}number{more}, got {value!r}.")
         if name == "keep_fraction":
             check_fraction("keep_fraction", float(value))
 

@@ -336,12 +336,17 @@ class Selection:
         which images are trained on, edit `kept.txt` (one id a line).
 
         Args:
-            folder: Where to; made if it does not exist. Other files in it are left alone.
+            folder: Where to; made if it does not exist. Other files in it are left alone, an earlier selection is
+                replaced.
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: If the folder has files of these names that belong to no selection.
         """
         folder = Path(folder)
+        check_selection_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         contents = {_TABLE: _encoded(self._table()), _IDS: _encoded(self._kept_text())}
         if self.recut is not None:
@@ -507,6 +512,14 @@ class Selection:
             )
         )
         return buffer.getvalue()
+
+
+def check_selection_folder(folder: Path) -> None:
+    """Refuse a folder in which saving a selection would replace files that are not of one."""
+    found = [name for name in (_TABLE, _IDS, _TREE) if (folder / name).exists()]
+    if found and not (folder / _SUMMARY).exists():
+        must = f"a new folder, or one that holds a saved selection, where {shorten(found)} would be replaced"
+        raise invalid("folder", must, str(folder))
 
 
 def _parse_table(text: str, summary: Mapping[str, Any], n_images: int) -> dict[str, Any]:
