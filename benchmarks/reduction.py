@@ -3,7 +3,7 @@
 - long: 2,500 x 327,600 (the flattened output of YOLOv5's Detect layer for 2,500 images, as in the thesis), float32,
   3.3 GB, reduced to 2,500 dimensions. No peer: `PCA(svd_solver="full")`, which its "auto" picks here, had taken 17 GB
   and not ended after 7 minutes on a shared machine with 2 cores and 23 GiB, where it was stopped.
-- fifth: 2,500 x 65,520, the same with a fifth of the length, where the peer can be had.
+- twentieth: 2,500 x 16,380, the same with a twentieth of the length, where the peer can be had.
 - many: 1,000,000 x 64, float32, reduced to 32 dimensions. The peers are `PCA`, which picks its solver, and
   `IncrementalPCA`.
 
@@ -29,7 +29,7 @@ from common import peak_mib, versions, write_results
 
 from toolkit.representations import pca
 
-SHAPES = {"long": (2_500, 327_600, 2_500), "fifth": (2_500, 65_520, 2_500), "many": (1_000_000, 64, 32)}
+SHAPES = {"long": (2_500, 327_600, 2_500), "twentieth": (2_500, 16_380, 2_500), "many": (1_000_000, 64, 32)}
 
 
 def make(path: Path, n_rows: int, n_features: int) -> None:
@@ -120,7 +120,7 @@ def main() -> None:
         what, path, n_dim, output = arguments.child
         print(json.dumps(child(what, Path(path), int(n_dim), Path(output))))
         return
-    peers = {"long": (), "fifth": ("PCA full",), "many": ("PCA auto", "PCA full", "IncrementalPCA")}
+    peers = {"long": (), "twentieth": ("PCA full",), "many": ("PCA auto", "PCA full", "IncrementalPCA")}
     results: dict[str, Any] = {}
     wanted = arguments.only or list(SHAPES)
     if arguments.only and arguments.output.is_file():
