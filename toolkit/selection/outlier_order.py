@@ -7,14 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.neighbors import nearest_neighbors
-from toolkit.outliers import _checked, _lists, _modes, _scores, _warn
+from toolkit.outliers import choose_outliers
 from toolkit.representations import Vectors
 
 #: Lists of an approximate index (of those that have any) that are searched for a vector's neighbours.
 PROBES = 16
-_CLUSTER_SIZE = 16
-_MODE_SIZE = 10
 
 _Ints = npt.NDArray[np.int64]
 
@@ -65,37 +62,18 @@ def outlier_order(
         >>> found.chosen.tolist()
         [3, 5]
     """
-    matrix, k = _checked(vectors, method, None, _CLUSTER_SIZE, "euclidean")
-    if k == 0:
-        scores, near = np.zeros(len(matrix)), np.empty((len(matrix), 0), np.int64)
-    elif index == "exact":
-        found = _lists(matrix, method, k, "euclidean", progress)
-        scores, near = _scores(matrix, method, k, _CLUSTER_SIZE, "euclidean", found, progress), found.indices[:, :k]
-    else:
-        found = nearest_neighbors(matrix, k, index=index, nprobe=PROBES, progress=progress)
-        scores, near = found.distances.mean(axis=1), found.indices
-    order = np.argsort(-scores, kind="stable")
-    order = order[candidates[order]]
-    n_chosen = int(counts.sum())
-    if not protect_modes:
-        chosen = first_of_each(order, codes, counts)
-        _warn(_modes(near, chosen, _MODE_SIZE) if n_chosen else [], n_chosen)
-    else:
-        kept_back = np.zeros(len(scores), dtype=bool)
-        while True:
-            # Those kept back come last, so that they are chosen where there is nobody else.
-            order = order[np.argsort(kept_back[order], kind="stable")]
-            chosen = first_of_each(order, codes, counts)
-            free = chosen[~kept_back[chosen]]
-            groups = _modes(near, free, _MODE_SIZE) if len(free) else []
-            if not groups:
-                break
-            kept_back[np.concatenate(groups)] = True
-        if len(free) < n_chosen:
-            _warn([chosen[kept_back[chosen]]], n_chosen)
-    first = np.zeros(len(scores), dtype=bool)
-    first[chosen] = True
-    return OutlierOrder(chosen, order[np.argsort(~first[order], kind="stable")], scores)
+    choice = choose_outliers(
+        vectors,
+        counts,
+        method,
+        protect_modes=protect_modes,
+        candidates=candidates,
+        classes=codes,
+        index=index,
+        nprobe=None if index == "exact" else PROBES,
+        progress=progress,
+    )
+    return OutlierOrder(choice.indices, choice.order, choice.scores)
 
 
 def first_of_each(order: _Ints, codes: _Ints, counts: _Ints) -> _Ints:
