@@ -146,6 +146,7 @@ def test_errors_come_before_any_work(more, kind, match):
 def test_the_module_is_the_command(capsys, monkeypatch):
     import runpy
 
+    monkeypatch.delitem(sys.modules, "toolkit.probe", raising=False)  # where another test imported it
     monkeypatch.setattr(sys, "argv", ["toolkit.probe", *config("digits_wavelet"), "--help"])
     with pytest.raises(SystemExit):
         runpy.run_module("toolkit.probe", run_name="__main__")

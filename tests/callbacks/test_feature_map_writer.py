@@ -622,6 +622,7 @@ def two_processes(folder, *more):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
     done = two_processes(tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -128,6 +128,7 @@ def test_progress_is_shown(capsys):
 
 
 @pytest.mark.usefixtures("rng_unchanged")
+@pytest.mark.slow  # numba compiles for about 20 s
 def test_umap_keeps_groups_apart_and_repeats():
     pytest.importorskip("umap")
     rng = np.random.default_rng(0)
