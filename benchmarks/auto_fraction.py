@@ -136,6 +136,7 @@ def main() -> None:
         "features": "extracted" if extractor.stored is None else "stored",
         "seconds_grouping": round(grouping, 1),
         "seconds_choosing": None if walked else round(time.perf_counter() - begin, 1),
+        "forwards_of_seed_0": None if walked else probe.n_evaluations,
         "curve_of_seed_0": curves[0].plain(),
     }
     curves += [crossing_curve(forest, labels, probe, seed=seed) for seed in range(1, options.seeds)]
