@@ -8,10 +8,16 @@ if __name__ != "toolkit.datamodules":
         "every class would exist twice."
     )
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .cifar import CIFAR10DataModule, CIFAR100DataModule
 from .digits import DigitsDataModule
 from .image_folder import ImageFolderDataModule
 from .pruned import PrunedDataModule
+
+if TYPE_CHECKING:
+    from .yolo import YOLODataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -19,4 +25,17 @@ __all__ = [
     "DigitsDataModule",
     "ImageFolderDataModule",
     "PrunedDataModule",
+    "YOLODataModule",
 ]
+
+#: What needs the extra `detection`, and the module that it is in.
+_DETECTION = {"YOLODataModule": "yolo"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs an extra when it is first used."""
+    if name in _DETECTION:
+        value = getattr(importlib.import_module(f"{__name__}.{_DETECTION[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -99,7 +99,7 @@ class ImageFolderDataModule(ImageDataModule):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__(batch_size, _cores() if num_workers is None else num_workers, pin_memory, mean, std)
+        super().__init__(batch_size, usable_cores() if num_workers is None else num_workers, pin_memory, mean, std)
         if image_size < 1:
             raise invalid("image_size", "at least 1", image_size)
         self.train_dir = train_dir
@@ -178,7 +178,7 @@ class ImageFolderDataModule(ImageDataModule):
         return v2.Compose([v2.Resize(margin, antialias=True), v2.CenterCrop(self.image_size), v2.PILToTensor()])
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Processor cores that this process may use, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, usable)

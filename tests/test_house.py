@@ -21,9 +21,13 @@ MAY_USE_LIGHTNING = (
     "toolkit/cli_baseline.py",
     "toolkit/lightning_views.py",
     "toolkit/models/classification.py",
+    "toolkit/models/yolo.py",
     "callbacks/",
     "datamodules/",
 )
+#: ultralytics is licensed under AGPL-3.0: one module imports it, which only the detection parts use.
+USES_ULTRALYTICS = "toolkit/detection/ultralytics_parts.py"
+MAY_USE_DETECTION_PARTS = ("toolkit/models/yolo.py", "datamodules/yolo.py")
 
 
 def sources():
@@ -67,7 +71,11 @@ def test_imports_keep_the_rules(path):
         assert not uses("toolkit.datamodules")
     if name.startswith("datamodules/"):
         assert not uses("toolkit.callbacks")
-    assert not uses("ultralytics", "umap"), "an extra"
+    assert not uses("umap"), "an extra"
+    if name != USES_ULTRALYTICS:
+        assert not uses("ultralytics"), "an extra, of another licence"
+    if name not in MAY_USE_DETECTION_PARTS:
+        assert not uses("toolkit.detection.ultralytics_parts"), "an extra, of another licence"
     stage = next((stage for stage in STAGES if name.startswith(f"toolkit/{stage}")), None)
     if stage is not None:
         assert not uses("toolkit.selection", "toolkit.cli"), "stages do not know who calls them"
@@ -81,7 +89,7 @@ def test_importing_the_core_imports_neither_lightning_nor_extras():
     script = (
         "import sys, toolkit\n"
         "from toolkit import Embeddings, FeatureExtractor, RandomSelector, Selection, SemanticSelector\n"
-        "import toolkit.models\n"
+        "import toolkit.models, toolkit.detection\n"
         "print([name for name in ('lightning', 'ultralytics', 'umap', 'faiss') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -97,7 +105,7 @@ def test_a_second_name_for_the_folders_is_refused(folder):
 
 
 def test_public_names_exist_and_have_docstrings():
-    packages = ("boundary", "grouping", "models", "report", "representations", "selection")
+    packages = ("boundary", "detection", "grouping", "models", "report", "representations", "selection")
     for module in ("toolkit", *(f"toolkit.{package}" for package in packages)):
         for name in importlib.import_module(module).__all__:
             if not name.startswith("_") and not name.isupper():
