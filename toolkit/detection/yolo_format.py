@@ -415,9 +415,7 @@ def _in_list(file: Path, root: Path) -> Iterable[Path]:
             continue
         image = file.parent / item[2:] if item.startswith("./") else root / Path(item).expanduser()
         if not image.is_file():
-            raise FileNotFoundError(
-                f"{file}, line {number}: the image does not exist, got {item!r}; looked at {image}."
-            )
+            raise FileNotFoundError(f"{file}, line {number}: must be an existing image, got {item!r}; tried {image}.")
         if image.suffix.lower() not in IMAGE_SUFFIXES:
             raise ValueError(f"{file}, line {number}: must be an image ({', '.join(IMAGE_SUFFIXES)}), got {item!r}.")
         images.append(image)
