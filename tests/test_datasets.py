@@ -5,6 +5,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from toolkit.datasets import evaluation_dataset, ids_of, labels_of
+from toolkit.representations import EvaluationView
 
 
 class Samples(Dataset):
@@ -16,6 +17,14 @@ class Samples(Dataset):
 
     def __getitem__(self, index):
         return self.items[index]
+
+
+class Boxes(Samples):
+    """A detection data set: the class of each image's boxes in `targets`."""
+
+    def __init__(self, targets):
+        super().__init__([{"img": torch.zeros(3, 2, 2)}] * len(targets))
+        self.targets = targets
 
 
 class Transformed(Dataset):
@@ -51,6 +60,12 @@ def test_labels_from_everywhere(tmp_path):
     assert labels_of(Samples([(0, []), (0, [3])])) == [[], [3]]
     assert labels_of(Samples([(0, torch.tensor([0.0, 1.0, 1.0]))])) == [[1, 2]]
     assert labels_of(TensorDataset(torch.zeros(2, 1), torch.eye(2).long())) == [[0], [1]]
+    assert labels_of(Boxes([[0, 1, 1], [], [2]])) == [[0, 1, 1], [], [2]]
+    assert labels_of(EvaluationView(Subset(Boxes([[0, 1, 1], [], [2]]), [1, 0]))) == [[], [0, 1, 1]]
+    assert labels_of(ConcatDataset([Boxes([[3, 3]]), Boxes([[]])])) == [[3, 3], []]
+    assert labels_of(Boxes([torch.tensor([0, 1, 1]), torch.tensor([]), torch.tensor([2])])) == [[0, 1, 1], [], 2]
+    assert labels_of(Boxes([np.array([0, 3]), np.array([1, 1])])) == [[0, 3], [1, 1]]
+    assert labels_of(Boxes([torch.tensor([0, 1]), torch.tensor([1, 1])])) == [[1], [0, 1]], "rows of zeros and ones"
     assert labels_of(Samples([torch.zeros(2)])) is None
     assert labels_of(Samples([])) is None
 

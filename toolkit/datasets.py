@@ -30,7 +30,8 @@ def labels_of(dataset: Any) -> Sequence[Any] | None:
         dataset: Anything with `__len__` and `__getitem__`.
 
     Returns:
-        A sequence of length N of integers, texts, or (several labels an image) sequences of them.
+        A sequence of length N of integers, texts, or (several labels an image) sequences of them, in which a label
+        repeats that several boxes of the image have.
     """
     if isinstance(dataset, Subset):
         inner = labels_of(dataset.dataset)
@@ -111,7 +112,22 @@ def _plain(values: Any) -> Sequence[Any]:
         array = np.asarray(values)
         plain: list[Any] = [_classes(row) for row in array] if array.ndim == 2 else array.tolist()
         return plain
-    return [value.item() if isinstance(value, (torch.Tensor, np.generic)) else value for value in values]
+    rows = [np.asarray(value) for value in values if isinstance(value, (torch.Tensor, np.ndarray))]
+    shapes = {row.shape for row in rows}
+    is_matrix = len(rows) == len(values) and len(shapes) == 1 and rows[0].ndim == 1 and rows[0].size > 1
+    if is_matrix and all(np.isin(row, (0, 1)).all() for row in rows):
+        return [_classes(row) for row in rows]
+    return [_plain_label(value) for value in values]
+
+
+def _plain_label(value: Any) -> Any:
+    """One image's label, or a list of them where a tensor or an array holds those of its boxes."""
+    if not isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return value
+    array = np.asarray(value)
+    if array.size == 1:
+        return array.item()
+    return array.tolist() if array.ndim == 1 else value
 
 
 def _read_labels(dataset: Any) -> Sequence[Any] | None:

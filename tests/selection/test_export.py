@@ -3,8 +3,10 @@ import os
 
 import numpy as np
 import pytest
+from detection_data import write_data
 
-from toolkit import Selection
+from toolkit import RandomSelector, Selection
+from toolkit.detection import read_data_yaml, read_split
 from toolkit.selection import Labels, apply_selection, fiftyone_samples, write_yolo_list
 
 NAMES = ("a/one.png", "a/two words.png", "b/ünïcödé ☃.png", "b/deep/er/four.png", "five.png")
@@ -206,6 +208,24 @@ def test_errors_of_apply(folder, tmp_path):
     nameless = Selection(*(np.zeros(2, kind) for kind in (np.uint8, np.int64, np.int64, np.float32)))
     with pytest.raises(ValueError, match="`selection` must have ids that are paths of files"):
         apply_selection(nameless, folder, tmp_path / "out")
+
+
+def test_a_detection_set_is_read_again_from_a_list_of_its_kept_images(tmp_path):
+    """The list may lie anywhere: boxes are found beside the images, whose files nobody touches."""
+    whole = read_data_yaml(write_data(tmp_path / "data"))
+    images = read_split(whole, "train")
+    before = {name: (tmp_path / "data" / name).read_bytes() for name in files(tmp_path / "data")}
+    names = [file.relative_to(images.root).as_posix() for file in images.files]
+    chosen = RandomSelector(0.5, always_keep=[names[-1]]).select(names, labels=images.targets, ids=names)
+    write_yolo_list(chosen, tmp_path / "pruned" / "train.txt", images.root)
+    (tmp_path / "pruned" / "data.yaml").write_text("train: train.txt\nnames: [square, bar, dot]\n")
+    again = read_split(read_data_yaml(tmp_path / "pruned" / "data.yaml"), "train")
+    kept = images.take(chosen.kept.tolist())
+    assert again.targets == kept.targets
+    assert again.targets[-1] == [], "an image without boxes stays one"
+    assert [file.resolve() for file in again.files] == [file.resolve() for file in kept.files]
+    assert sum(map(len, again.targets)) == sum(count["boxes_kept"] for count in chosen.class_counts().values())
+    assert {name: (tmp_path / "data" / name).read_bytes() for name in files(tmp_path / "data")} == before
 
 
 def test_yolo_lists_are_replaced_only_if_written_here(folder, tmp_path):

@@ -20,6 +20,9 @@ from toolkit.selection.quota import allocate
         ([True, False, True], [1, 0, 1], ((0,), (1,))),
         (np.eye(3), [0, 1, 2], ((0,), (1,), (2,))),
         (torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1]]), [1, 0, 1], ((), (0, 2))),
+        ([[2, 1, 2, 2], [], [1, 2]], [1, 0, 1], ((), (1, 2))),
+        ([torch.tensor([2, 2]), np.array([]), np.array([1.0])], [2, 0, 1], ((), (1,), (2,))),
+        ([[], [], []], [0, 0, 0], ((),)),
     ],
 )
 def test_images_with_the_same_labels_form_a_class(values, codes, sets):
@@ -30,11 +33,37 @@ def test_images_with_the_same_labels_form_a_class(values, codes, sets):
 
 
 @pytest.mark.parametrize(
+    ("values", "repeats", "totals"),
+    [
+        ([3, 1, 3], None, {1: (1, 1), 3: (2, 2)}),
+        ([[2, 1], [1], []], None, {1: (2, 2), 2: (1, 1)}),
+        ([[2, 1, 2, 2], [], [1, 2]], [1, 3, 1, 1], {1: (2, 2), 2: (2, 4)}),
+        ([[], [], []], None, {}),
+        ([["b", "a", "b"], ["b"], []], [1, 2, 1], {"a": (1, 1), "b": (2, 3)}),
+        ([[7, 7], "x", 7], [2, 1, 1], {7: (2, 3), "x": (1, 1)}),
+    ],
+)
+def test_labels_that_repeat_are_counted(values, repeats, totals):
+    labels = Labels.of(values, 3)
+    assert (None if labels.repeats is None else labels.repeats.tolist()) == repeats
+    found = labels.occurrences()
+    assert found.labels == tuple(totals)
+    assert list(map(tuple, found.totals().T)) == list(totals.values())
+    again = [[found.labels[k] for k in np.repeat(found.label, found.count)[np.repeat(found.image, found.count) == i]]
+             for i in range(3)]  # fmt: skip
+    plain = [sorted(value, key=str) if isinstance(value, list) else [value] for value in values]
+    assert again == plain
+    assert found.totals(np.zeros(3, dtype=bool)).sum() == 0
+
+
+@pytest.mark.parametrize(
     ("values", "error", "match"),
     [
         ([1, 2], ValueError, "`labels` must be one for each of the data set's 3 images, got '2 labels'"),
         ([1, 2, 0.5], TypeError, "`labels` must be whole numbers or texts, got 0.5 at index 2"),
         ([1, None, 2], TypeError, "got None at index 1"),
+        ([[1], [[2]], 3], TypeError, r"whole numbers or texts, got \[2\] at index 1"),
+        ([[1], [1, ""], [3]], ValueError, "not empty and have no ';' in them, got '' at index 1"),
         (np.full((3, 2), 0.5), ValueError, "zeros and ones, got other values"),
         (["a", "b;c", "d"], ValueError, "have no ';' in them, got 'b;c' at index 1"),
     ],

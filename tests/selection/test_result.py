@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from toolkit import RandomSelector, Selection, SemanticSelector
 from toolkit.selection import SelectionFileError
 
+BOXES = [[0, 0, 1], [], [0] * 11, [1, 1, 1], [0, 5]]
 NAMES = [f"ant/{i:02d} b.png" for i in range(40)]
 
 
@@ -31,6 +32,7 @@ def same(a, b):
     assert a.ids == b.ids
     assert (a.labels is None) == (b.labels is None)
     assert a.labels is None or list(a.labels) == list(b.labels)
+    assert a.labels is None or np.array_equal(a.labels.repeats, b.labels.repeats)
     assert dict(a.config) == dict(b.config)
     assert a.fingerprint == b.fingerprint
     return True
@@ -44,6 +46,9 @@ def same(a, b):
         lambda: replace(chosen(), labels=None, ids=None),
         lambda: RandomSelector(0.5).select(range(9), labels=[[1, 2], [], [3], [1], [2, 1], [3], [1], [], [1]]),
         lambda: RandomSelector(0.5).select(range(4), labels=["7", "cat", "7", "a, b"]),
+        lambda: RandomSelector(0.5).select(range(5), labels=BOXES),
+        lambda: RandomSelector(0.5).select(range(5), labels=[["a, b", "c"] * 12, [], ["x", "x"], ["2"], ["c"]]),
+        lambda: RandomSelector(0.5).select(range(3), labels=[[], [], []]),
     ],
 )
 def test_what_is_saved_is_loaded(make, tmp_path):
@@ -293,6 +298,77 @@ def test_summary_is_a_table():
     assert text.splitlines()[0].split() == ["class", "images", "kept", "removed", "removed", "%"]
     assert text.splitlines()[1].split() == ["0", "ant", "14", "10", "4", "28.6"]
     assert text.splitlines()[-1].split() == ["total", "40", "30", "10", "25.0"]
+
+
+def boxed(**options):
+    """Images 2 and 4 stay; both boxes of class 5 and 12 of 15 of class 0 with them."""
+    options = {"always_keep": [2, 4]} | options
+    return RandomSelector(n_images=2, **options).select(range(5), labels=BOXES)
+
+
+def test_each_class_is_counted_over_all_images_that_hold_it(tmp_path):
+    selection = boxed()
+    expected = {
+        "0": {"images": 3, "images_kept": 2, "boxes": 14, "boxes_kept": 12},
+        "1": {"images": 2, "images_kept": 0, "boxes": 4, "boxes_kept": 0},
+        "5": {"images": 1, "images_kept": 1, "boxes": 1, "boxes_kept": 1},
+    }
+    assert selection.class_counts() == expected
+    assert list(selection.counts()) == ["", "0", "0;1", "0;5", "1"], "sets of labels are classes"
+    assert Selection.load(selection.save(tmp_path)).class_counts() == expected
+    assert json.loads((tmp_path / "selection.json").read_text())["classes"] == expected
+    torch.save(selection.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert Selection.from_state_dict(state, labels=BOXES).class_counts() == expected
+    single = RandomSelector(0.5, balance="label").select(range(8), labels=["a", "b"] * 4)
+    assert single.class_counts()["a"] == {"images": 4, "images_kept": 2, "boxes": 4, "boxes_kept": 2}
+    assert RandomSelector(0.5).select(range(8)).class_counts() == {}
+
+
+def test_a_file_tells_people_how_many_boxes_there_are(tmp_path):
+    boxed().save(tmp_path)
+    with (tmp_path / "selection.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "id", "label", "boxes", "status", "group", "representative", "distance"]
+    assert [(row["label"], row["boxes"]) for row in rows] == [("0;1", "2;1"), ("", ""), ("0", "11"), ("1", "3"),
+                                                             ("0;5", "1;1")]  # fmt: skip
+    replace_in(tmp_path / "selection.json", '"format": 2', '"format": 3')
+    with pytest.raises(SelectionFileError, match=r"written by a newer version \(3\)"):
+        Selection.load(tmp_path)
+    chosen().save(tmp_path)
+    assert '"format": 1,' in (tmp_path / "selection.json").read_text(), "older versions can read these"
+
+
+def test_a_selection_from_before_boxes_were_counted_is_read(tmp_path):
+    """Its files had a set of labels an image and no column of their numbers."""
+    labels = [sorted(set(each)) for each in BOXES]
+    RandomSelector(n_images=2, always_keep=[2, 4]).select(range(5), labels=labels).save(tmp_path)
+    assert (tmp_path / "selection.csv").read_text().splitlines()[0] == (
+        "index,id,label,status,group,representative,distance"
+    )
+    loaded = Selection.load(tmp_path)
+    assert list(map(list, loaded.labels)) == labels
+    assert loaded.class_counts()["0"] == {"images": 3, "images_kept": 2, "boxes": 3, "boxes_kept": 2}
+
+
+def test_a_summary_of_images_with_several_labels_is_by_label():
+    assert boxed().summary(["car", "sign"]).splitlines() == [
+        "class     images  kept  removed  removed %  boxes  boxes kept  boxes removed  boxes removed %",
+        "0 car          3     2        1       33.3     14          12              2             14.3",
+        "1 sign         2     0        2      100.0      4           0              4            100.0",
+        "5              1     1        0        0.0      1           1              0              0.0",
+        "no boxes       1     0        1      100.0",
+        "total          5     2        3       60.0     19          13              6             31.6",
+    ]
+    sets = RandomSelector(1.0).select(range(3), labels=[[1, 2], [], [2]]).summary()
+    assert [line.split() for line in sets.splitlines()] == [
+        ["class", "images", "kept", "removed", "removed", "%"],
+        ["1", "1", "1", "0", "0.0"],
+        ["2", "2", "2", "0", "0.0"],
+        ["no", "label", "1", "1", "0", "0.0"],
+        ["total", "3", "3", "0", "0.0"],
+    ]
+    assert len(RandomSelector(1.0).select(range(3), labels=[[], [], []]).summary().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

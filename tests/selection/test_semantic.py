@@ -193,7 +193,12 @@ def test_labels_of_the_data_set_are_used():
         (
             {"keep_fraction": 0.1},
             list(range(20)),
-            r"one image of each class .*\(20 images\), got '0.1, which",
+            r"one image of each class .*\(20 images\) where scope='class' \(scope='dataset' needs none .*, got '0.1",
+        ),
+        (
+            {"keep_fraction": 0.5},
+            [[0, i] for i in range(20)],
+            r"one image of each class \(a set of labels that images have\) .*\(20 images\) .*scope='dataset' needs",
         ),
         ({"keep_fraction": 0.01}, [0] * 20, "`keep_fraction` must be large enough to keep one of 20 images"),
         ({"keep_fraction": 0.5, "always_keep": [20]}, [0] * 20, "`always_keep` must be indices from 0 to 19, got '20'"),
@@ -288,6 +293,10 @@ class TestRandomSelector:
         ]:
             with pytest.raises(ValueError, match=match):
                 RandomSelector(**options).select(range(20))
+        with pytest.raises(
+            ValueError, match=r"set of labels that images have\) .*\(20 images\) .*\(balance=None needs"
+        ):
+            RandomSelector(0.5, balance="label").select(range(20), labels=[[0, i] for i in range(20)])
 
 
 @pytest.mark.data

@@ -90,6 +90,20 @@ def test_a_fraction_is_met_exactly_with_and_without_labels():
     assert len(within.influential) == 0
 
 
+def test_alike_images_with_different_sets_of_labels_are_influential():
+    boxes = [[0, 1]] * 36
+    boxes[13], boxes[30], boxes[2], boxes[3] = [0], [], [1, 0, 0], [0, 1, 1]
+    for settings in ({"n_groups": 12}, {"min_similarity": 0.5}):
+        mixed = selector(**settings).select(pictures(), labels=boxes)
+        assert set(mixed.influential) == {1, 13, 25, 6, 18, 30}
+        assert len(selector(**settings, keep_influential=False).select(pictures(), labels=boxes).kept) == 12
+    alternating = [[0], [0, 1], [1]] * 12
+    alternating = [alternating[i // 12] for i in range(36)]
+    with pytest.raises(ValueError, match="have too many images. Set keep_influential=False or scope='class'"):
+        selector(0.5).select(pictures(), labels=alternating)
+    assert len(selector(0.5, keep_influential=False).select(pictures(), labels=alternating).kept) == 18
+
+
 def test_any_similarity_can_be_used():
     def correlation(a, b):
         a, b = (x.flatten(1) - x.flatten(1).mean(dim=1, keepdim=True) for x in (a, b))

@@ -89,6 +89,22 @@ def test_a_budget_below_what_mixed_groups_allow_is_refused_with_the_least_that_i
     assert len(selector(0.5, features=x).select().kept) == 4, "without labels no group is mixed"
 
 
+def test_alike_images_with_different_sets_of_labels_are_influential():
+    """Boxes of other classes make another set; more boxes of the same classes do not."""
+    x = np.array([[0.0], [0.1], [5.0], [5.1], [9.0], [9.1], [20.0]])
+    boxes = [[0, 0, 1], [1, 0], [0], [0, 2], [], [1], []]
+    for clustering in ("ward", "kmeans"):
+        selection = selector(n_groups=4, features=x, clustering=clustering).select(labels=boxes)
+        assert selection.reasons == ["kept", "redundant", *["influential"] * 4, "kept"]
+    with pytest.raises(ValueError, match=r"must be at least 0.857143 \(6 of 7 .* Set keep_influential=False or scope="):
+        selector(0.6, features=x).select(labels=boxes)
+    without = selector(0.6, features=x, keep_influential=False).select(labels=boxes)
+    assert without.reasons == ["kept", "redundant"] * 3 + ["kept"]
+    assert without.class_counts()["0"]["boxes"] == 5, "labels are noted all the same"
+    within = selector(0.9, features=x, scope="class").select(labels=boxes)
+    assert within.reasons == ["kept", "redundant", *["kept"] * 5]
+
+
 def test_kmeans_ends_where_no_image_is_nearer_to_another_centre():
     x, labels = blobs(200, 4, noise=1.0, seed=5)
     selection = selector(n_groups=40, features=x).select(labels=labels)
@@ -220,6 +236,12 @@ def test_bad_settings_are_refused(settings, error):
         selector(**settings, features=x).select(labels=labels)
 
 
+@pytest.mark.parametrize("value", [None, 1, "no"])
+def test_whether_influential_images_are_kept_is_true_or_false(value):
+    with pytest.raises(TypeError, match=f"`keep_influential` must be True or False, got {value!r}"):
+        selector(0.5, keep_influential=value).check()
+
+
 def test_edge_cases():
     one = selector(1.0, features=np.ones((1, 3))).select(labels=[4])
     assert one.reasons == ["kept"]
@@ -238,6 +260,8 @@ def test_the_fingerprint_tells_settings_apart():
         {**base, "invariance": ("brightness",)}, {**base, "max_condition": 10.0}, {**base, "clustering": "ward"},
         {**base, "scope": "class"}, {**base, "grayscale": True}, {**base, "resize": (8, 8)}, {**base, "max_size": 4},
     ]  # fmt: skip
+    variants.append({**base, "keep_influential": False})
+    assert "keep_influential" not in selector(**base).config(), "so that older selections are found again"
     prints = [selector(**variant).fingerprint() for variant in variants]
     assert len(set(prints)) == len(prints)
     assert selector(**base).fingerprint() == prints[0]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.selection.base import BaseSelector, Candidates
+from toolkit.selection.labels import Labels
 from toolkit.validation import check_fraction, fraction_of, invalid
 
 #: Among which images groups are formed: those of each class apart, or all of the data set.
@@ -73,7 +74,8 @@ class BudgetedSelector(BaseSelector):
         if n_kept < least:
             raise invalid(
                 name,
-                f"enough for one image of each class and those always kept ({least} images)",
+                f"enough for one image of each {of_each(candidates.labels)} and those always kept ({least} images)"
+                + (" where scope='class' (scope='dataset' needs none of each)" if self.scope == "class" else ""),
                 f"{getattr(self, name)}, which is {n_kept}",
             )
         return n_kept
@@ -86,6 +88,19 @@ def _least(classes: npt.NDArray[np.int64], candidates: Candidates) -> int:
     return int(np.maximum(np.minimum(1, left), np.bincount(classes[candidates.preferred], minlength=n_classes)).sum())
 
 
-def optional_codes(candidates: Candidates, scope: str) -> Any:
-    """The labels that make a group mixed: none within a class, or where there are no labels."""
-    return None if scope == "class" or candidates.labels is None else candidates.labels.codes
+def of_each(labels: Labels | None) -> str:
+    """What to call the classes that have to keep an image each."""
+    return "class" if labels is None or labels.are_single else "class (a set of labels that images have)"
+
+
+def optional_codes(candidates: Candidates, scope: str, keep_influential: bool) -> Any:
+    """The labels that make a group one to keep whole: none within a class, or where there are no labels."""
+    if candidates.labels is None or scope == "class" or not keep_influential:
+        return None
+    return candidates.labels.codes
+
+
+def check_keep_influential(value: bool) -> None:
+    """Refuse anything but a truth value."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`keep_influential` must be True or False, got {value!r}.")

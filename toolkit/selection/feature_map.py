@@ -18,9 +18,11 @@ from toolkit.outliers import SCORES
 from toolkit.representations import FeatureExtractor, Representation, Vectors
 from toolkit.representations.reduction import METHODS, reduce_vectors
 from toolkit.selection.base import Candidates, as_representation, fingerprint_of, source_of
+from toolkit.selection.budget import of_each
 from toolkit.selection.k_center import unit_rows
 from toolkit.selection.outlier_forest import OutlierForest, Shares
 from toolkit.selection.outlier_order import PROBES, OutlierOrder, outlier_order
+from toolkit.selection.protection import check_protection
 from toolkit.selection.quota import allocate
 from toolkit.selection.recut import Cut, MergeForest
 from toolkit.selection.result import REDUNDANT, Selection
@@ -78,6 +80,12 @@ class FeatureMapSelector(TreeSelector):
             nearest to the mean of the unit vectors), the `first`, or a `random` one.
         always_keep: Ids (or indices, where images have no file) of images that stay whatever they are.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         tree_floor: How far down `Selection.with_keep_fraction` can later cut anew, as a fraction of the images.
         index: How neighbours are found: `exact`, or what faiss calls a factory string (such as `IVF1024,Flat`) for sets
             of a million images: then images are merged only with their nearest neighbours, by complete linkage, and
@@ -141,6 +149,8 @@ class FeatureMapSelector(TreeSelector):
         representative: str = "medoid",
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         tree_floor: float | None = 0.5,
         index: str = "exact",
         seed: int = 0,
@@ -159,6 +169,8 @@ class FeatureMapSelector(TreeSelector):
         self.representative = representative
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.tree_floor = tree_floor
         self.index = index
         self.seed = seed
@@ -170,6 +182,7 @@ class FeatureMapSelector(TreeSelector):
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        check_protection(self.protect_rare, self.temporal_gap)
         check_fraction("keep_fraction", cast("float", self.keep_fraction))
         share = self.outlier_share
         if isinstance(share, bool) or not isinstance(share, (int, float, np.number)):
@@ -217,7 +230,7 @@ class FeatureMapSelector(TreeSelector):
         representation = self.representation()
         dataset = source_of(dataset, representation)
         needs = self.balance == "label"
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=needs)
         n_kept = fraction_of(cast("float", self.keep_fraction), candidates.n_images)
         candidates.check_budget(n_kept)
         codes, names = self._balanced(dataset, candidates)
@@ -288,9 +301,15 @@ class FeatureMapSelector(TreeSelector):
             np.minimum(least, available), np.bincount(codes[candidates.preferred], minlength=len(available))
         )
         if low.sum() > n_kept:
+            each = of_each(candidates.labels if self.balance == "label" else None)
             raise invalid(
                 "keep_fraction",
-                f"enough for `min_per_class` images of each class and those always kept ({int(low.sum())} images)",
+                f"enough for `min_per_class` images of each {each} and those always kept ({int(low.sum())} images)"
+                + (
+                    " where `balance` is set (min_per_class=0 or balance=None need none of each)"
+                    if self.balance
+                    else ""
+                ),
                 f"{self.keep_fraction}, which is {n_kept}",
             )
         return low
@@ -390,19 +409,21 @@ class FeatureMapSelector(TreeSelector):
             if lifted:
                 warnings.warn(
                     f"{len(lifted)} of {len(names)} classes keep more images than their share, as `min_per_class` is "
-                    f"{self.min_per_class} or as a person wants them kept ({shorten(lifted)}).",
+                    f"{self.min_per_class} or as images of theirs stay in any case ({shorten(lifted)}).",
                     VanishingClassWarning,
                     stacklevel=3,
                 )
         if candidates.labels is None:
             return
-        codes, titles = candidates.labels.codes, candidates.labels.names()
-        before = np.bincount(codes[~candidates.excluded], minlength=len(titles))
-        after = np.bincount(codes[selection.kept], minlength=len(titles))
-        emptied = [f"{titles[c]}: {before[c]}" for c in np.flatnonzero((before > 0) & (after == 0))]
+        # Where images have several labels, of each label, not of each set of them.
+        found = candidates.labels.occurrences()
+        stays = np.zeros(len(selection), dtype=bool)
+        stays[selection.kept] = True
+        (before, _), (after, _) = found.totals(~candidates.excluded), found.totals(stays)
+        emptied = [f"{found.labels[c]}: {before[c]}" for c in np.flatnonzero((before > 0) & (after == 0))]
         if emptied:
             warnings.warn(
-                f"{len(emptied)} of {len(titles)} classes lose all their images ({shorten(emptied)}). Set "
+                f"{len(emptied)} of {len(found.labels)} classes lose all their images ({shorten(emptied)}). Set "
                 "balance='label' and `min_per_class` of at least 1 to keep some of each.",
                 VanishingClassWarning,
                 stacklevel=3,

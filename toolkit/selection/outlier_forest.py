@@ -85,6 +85,11 @@ class OutlierForest:
     excluded: npt.NDArray[np.bool_]
     floor: int
 
+    @property
+    def preferred(self) -> npt.NDArray[np.bool_]:
+        """Shape (N,), images that stay at any budget."""
+        return self.forest.preferred
+
     def min_kept(self) -> int:
         """The fewest images that the trees reach."""
         return self.floor

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from toolkit.selection.base import BaseSelector, Candidates, fingerprint_of
+from toolkit.selection.base import BaseSelector, fingerprint_of
+from toolkit.selection.budget import of_each
 from toolkit.selection.recut import Ranking
 from toolkit.selection.result import RANDOM, Selection
 from toolkit.validation import check_choice, check_fraction, fraction_of, invalid
@@ -26,6 +27,12 @@ class RandomSelector(BaseSelector):
         balance: `label` keeps each class its share (largest remainder) and needs labels; None ignores labels.
         always_keep: Ids (or indices, where images have no file) of images that stay.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         seed: Of the random order.
 
     Example:
@@ -51,6 +58,8 @@ class RandomSelector(BaseSelector):
         balance: str | None = None,
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         seed: int = 0,
     ) -> None:
         self.keep_fraction = keep_fraction
@@ -58,10 +67,13 @@ class RandomSelector(BaseSelector):
         self.balance = balance
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.seed = seed
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        super().check()
         if (self.keep_fraction is None) == (self.n_images is None):
             got = {"keep_fraction": self.keep_fraction, "n_images": self.n_images}
             raise ValueError(f"`keep_fraction` or `n_images` must be given, exactly one, got {got}.")
@@ -86,7 +98,7 @@ class RandomSelector(BaseSelector):
         if dataset is None:
             raise invalid("dataset", "a data set", None)
         needs = self.balance is not None
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=needs)
         n_kept = (
             self.n_images if self.n_images is not None else fraction_of(self.keep_fraction or 0, candidates.n_images)
         )
@@ -103,7 +115,9 @@ class RandomSelector(BaseSelector):
         order = np.random.default_rng(self.seed).permutation(candidates.n_images)
         ranking = Ranking(order, codes, np.bincount(codes), candidates.preferred, candidates.excluded)
         if n_kept < ranking.min_kept():
-            raise invalid("keep_fraction", f"enough for one image of each class ({ranking.min_kept()} images)", n_kept)
+            each, least = of_each(candidates.labels), ranking.min_kept()
+            must = f"enough for one image of each {each} and those always kept ({least} images) where balance='label' "
+            raise invalid("keep_fraction", must + "(balance=None needs none of each)", n_kept)
         return Selection.from_cut(
             ranking.cut(n_kept),
             RANDOM,

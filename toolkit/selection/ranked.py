@@ -39,6 +39,7 @@ class RankedSelector(BaseSelector):
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        super().check()
         check_fraction("keep_fraction", cast("float", self.keep_fraction))
 
     def select(self, dataset: Any = None, labels: Any = None, ids: Sequence[str] | None = None) -> Selection:
@@ -53,7 +54,7 @@ class RankedSelector(BaseSelector):
         self.check()
         representation = self.representation()
         dataset = source_of(dataset, representation)
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=False)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=False)
         if self.keep_fraction is not None:
             candidates.check_budget(fraction_of(self.keep_fraction, candidates.n_images))
         nonzero = self.nonzero or getattr(self, "metric", None) == "cosine"

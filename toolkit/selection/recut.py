@@ -50,6 +50,11 @@ class Recut(Protocol):
         """Shape (N,), images that a person wants removed at any budget."""
         ...
 
+    @property
+    def preferred(self) -> npt.NDArray[np.bool_]:
+        """Shape (N,), images that stay at any budget."""
+        ...
+
     def min_kept(self) -> int:
         """The fewest images that can be asked for."""
         ...

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,15 @@ KEPT, REDUNDANT, OUTLIER, RANDOM, EXCLUDED, INFLUENTIAL, BOUNDARY = range(len(ST
 #: Those of images that stay.
 _STAYING = (KEPT, INFLUENTIAL, BOUNDARY)
 
-_FORMAT = 1
+#: What selections are written as, and those where labels repeat within an image, which older versions cannot read.
+_FORMAT, _FORMAT_WITH_BOXES = 1, 2
 _TABLE, _IDS, _TREE, _SUMMARY = "selection.csv", "kept.txt", "tree.npz", "selection.json"
 _COLUMNS = ["index", "id", "label", "status", "group", "representative", "distance"]
+#: Where labels repeat within an image, behind `label`: how often each of them occurs.
+_BOXES = "boxes"
+#: What a summary tells of the images of a class, and of its boxes.
+_HEAD = ("images", "kept", "removed", "removed %")
+_HEAD_OF_BOXES = ("boxes", "boxes kept", "boxes removed", "boxes removed %")
 
 
 class SelectionFileError(ValueError):
@@ -235,12 +241,14 @@ class Selection:
             raise ValueError("`keep_fraction` cannot be changed: this selection was stored without a merge tree.")
         n_kept, floor = fraction_of(keep_fraction, len(self)), self.recut.min_kept()
         if n_kept < floor:
-            raise invalid(
-                "keep_fraction",
-                f"at least {floor / len(self):.6g} ({floor} of {len(self)} images): the stored tree goes no further "
-                "down. Choose anew, with a smaller `tree_floor` to keep more of the tree",
-                keep_fraction,
+            why = (
+                "so many stay at any budget, by `always_keep`, `protect_rare` or `temporal_gap`"
+                if int(self.recut.preferred.sum()) == floor
+                else "the stored tree goes no further down. Choose anew, with a smaller `tree_floor` to keep more of "
+                "the tree"
             )
+            must = f"at least {floor / len(self):.6g} ({floor} of {len(self)} images): {why}"
+            raise invalid("keep_fraction", must, keep_fraction)
         excluded = self.recut.excluded
         if n_kept > len(self) - int(excluded.sum()):
             raise invalid(
@@ -263,7 +271,10 @@ class Selection:
         return again._edited(self.edits) if self.edits else again
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images kept and removed, for each class (`all` where there are no labels) and each reason."""
+        """Images kept and removed, for each class (`all` where there are no labels) and each reason.
+
+        Images with the same set of labels are a class; for each label on its own, see `class_counts`.
+        """
         codes = np.zeros(len(self), np.int64) if self.labels is None else self.labels.codes
         names = ["all"] if self.labels is None else self.labels.names()
         table = np.zeros((len(names), len(STATUSES)), np.int64)
@@ -274,29 +285,69 @@ class Selection:
             for name, row in zip(names, table, strict=True)
         }
 
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """How much of each label there is, and how much is kept of it, whatever other labels its images have.
+
+        An image counts for each of its labels. Where labels repeat within an image, as those of its boxes do, `boxes`
+        and `boxes_kept` count the repetitions; else they are the numbers of images. Images without labels count
+        nowhere, and without labels at all the result is empty.
+
+        Example:
+            >>> from toolkit import RandomSelector
+            >>> boxes = [[0, 0, 1], [], [0], [1, 1, 1]]
+            >>> selection = RandomSelector(0.5, always_keep=[0], always_remove=[3]).select(range(4), labels=boxes)
+            >>> selection.class_counts()["1"]
+            {'images': 2, 'images_kept': 1, 'boxes': 4, 'boxes_kept': 1}
+        """
+        if self.labels is None:
+            return {}
+        found = self.labels.occurrences()
+        (images, boxes), (images_kept, boxes_kept) = found.totals().tolist(), found.totals(self._stays()).tolist()
+        names = ("images", "images_kept", "boxes", "boxes_kept")
+        rows = zip(images, images_kept, boxes, boxes_kept, strict=True)
+        return {str(label): dict(zip(names, row, strict=True)) for label, row in zip(found.labels, rows, strict=True)}
+
     def summary(self, class_names: Sequence[str] | None = None) -> str:
-        """A table of what is kept and removed of each class."""
-        rows = [("class", "images", "kept", "removed", "removed %")]
-        n_removed = len(self.removed)
-        for name, count in self.counts().items():
-            known = class_names is not None and name.isdigit() and int(name) < len(class_names)
-            named = class_names[int(name)] if known and class_names is not None else name
-            title = name if named == name else f"{name} {named}"
-            total = count["kept"] + count["removed"]
-            rows.append(
-                (title, str(total), str(count["kept"]), str(count["removed"]), f"{100 * count['removed'] / total:.1f}")
-            )
-        if len(rows) > 2:
-            n, percent = len(self), f"{100 * n_removed / len(self):.1f}"
-            rows.append(("total", str(n), str(n - n_removed), str(n_removed), percent))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        """A table of what is kept and removed of each class.
+
+        Where images have several labels or none, a row counts the images that hold a label, also among others, and,
+        where labels repeat within an image, its boxes.
+        """
+        if self.labels is None or self.labels.are_single:
+            table: list[tuple[str, ...]] = [("class", *_HEAD)]
+            for name, count in self.counts().items():
+                table.append((_title(name, class_names), *_of(count["kept"] + count["removed"], count["kept"])))
+            if len(table) > 2:
+                table.append(("total", *_of(len(self), len(self.kept))))
+        else:
+            table = self._table_of_labels(class_names)
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         lines = [
             "  ".join(
                 [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
             )
-            for row in rows
+            for row in table
         ]
         return "\n".join(line.rstrip() for line in lines)
+
+    def _table_of_labels(self, class_names: Sequence[str] | None) -> list[tuple[str, ...]]:
+        """A row for each label, one for images without any, and the total."""
+        assert self.labels is not None
+        has_boxes = self._has_boxes()
+        counts = self.class_counts()
+        table: list[tuple[str, ...]] = [("class", *_HEAD, *(_HEAD_OF_BOXES if has_boxes else ()))]
+        for name, count in counts.items():
+            boxes = _of(count["boxes"], count["boxes_kept"]) if has_boxes else ()
+            table.append((_title(name, class_names), *_of(count["images"], count["images_kept"]), *boxes))
+        none = np.array([not label_set for label_set in self.labels.sets])[self.labels.codes]
+        if none.any():
+            title = "no boxes" if has_boxes else "no label"
+            blank = ("",) * len(_HEAD_OF_BOXES) if has_boxes else ()
+            table.append((title, *_of(int(none.sum()), int((none & self._stays()).sum())), *blank))
+        if len(table) > 2:
+            n_boxes, n_kept = (sum(count[name] for count in counts.values()) for name in ("boxes", "boxes_kept"))
+            table.append(("total", *_of(len(self), len(self.kept)), *(_of(n_boxes, n_kept) if has_boxes else ())))
+        return table
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to train on with the same images: tensors and texts, no code."""
@@ -349,6 +400,7 @@ class Selection:
         check_selection_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         contents = {_TABLE: _encoded(self._table()), _IDS: _encoded(self._kept_text())}
+        is_single, has_boxes = self.labels is None or self.labels.are_single, self._has_boxes()
         if self.recut is not None:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **self.recut.arrays())
@@ -357,7 +409,7 @@ class Selection:
         for name, content in contents.items():
             _write_through(_staged(folder, name, checksums[name]), content)
         summary = {
-            "format": _FORMAT,
+            "format": _FORMAT_WITH_BOXES if has_boxes else _FORMAT,
             "images": len(self),
             "kept": len(self.kept),
             "removed": len(self.removed),
@@ -367,7 +419,7 @@ class Selection:
             "labels": None if self.labels is None else "text" if self.labels.are_texts else "number",
             "ids": "index" if self.ids is None else "name",
             "edits": {str(index): stays for index, stays in self.edits.items()},
-            "classes": self.counts(),
+            "classes": self.counts() if is_single else self.class_counts(),
             "versions": _versions(),
             "sha256": checksums,
         }
@@ -407,7 +459,7 @@ class Selection:
         except (ValueError, KeyError, TypeError) as error:
             raise SelectionFileError(f"{folder / _SUMMARY} was cut short or altered ({error}).") from error
         try:
-            if summary["format"] > _FORMAT:
+            if summary["format"] > _FORMAT_WITH_BOXES:
                 raise SelectionFileError(f"{folder / _SUMMARY} was written by a newer version ({summary['format']}).")
             contents = {name: _read_either(folder, name, checksum) for name, checksum in checksums.items()}
             for name, content in contents.items():
@@ -490,27 +542,34 @@ class Selection:
     def _kept_text(self) -> str:
         return "".join(f"{self.id_of(index)}\n" for index in self.kept)
 
+    def _has_boxes(self) -> bool:
+        """Whether labels repeat within an image."""
+        return self.labels is not None and self.labels.repeats is not None
+
     def _table(self) -> str:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        names = [""] * len(self) if self.labels is None else None
-        if names is None and self.labels is not None:
+        names = [""] * len(self)
+        if self.labels is not None:
             of_class = self.labels.names()
             names = [of_class[code] for code in self.labels.codes]
-        assert names is not None
-        writer.writerows(
-            zip(
-                range(len(self)),
-                map(self.id_of, range(len(self))),
-                names,
-                self.reasons,
-                ("" if value < 0 else value for value in self.group.tolist()),
-                ("" if value < 0 else value for value in self.representative.tolist()),
-                ("" if np.isnan(value) else str(value) for value in self.distance),
-                strict=True,
-            )
-        )
+        columns: dict[str, Iterable[object]] = {
+            "index": range(len(self)),
+            "id": map(self.id_of, range(len(self))),
+            "label": names,
+            "status": self.reasons,
+            "group": ("" if value < 0 else value for value in self.group.tolist()),
+            "representative": ("" if value < 0 else value for value in self.representative.tolist()),
+            "distance": ("" if np.isnan(value) else str(value) for value in self.distance),
+        }
+        assert list(columns) == _COLUMNS
+        head = list(_COLUMNS)
+        if self.labels is not None and self.labels.repeats is not None:
+            counts = iter(self.labels.repeats.tolist())
+            columns[_BOXES] = [";".join(str(next(counts)) for _ in label_set) for label_set in self.labels]
+            head.insert(head.index("label") + 1, _BOXES)
+        writer.writerow(head)
+        writer.writerows(zip(*(columns[name] for name in head), strict=True))
         return buffer.getvalue()
 
 
@@ -522,25 +581,49 @@ def check_selection_folder(folder: Path) -> None:
         raise invalid("folder", must, str(folder))
 
 
+def _title(name: str, class_names: Sequence[str] | None) -> str:
+    """A label, with its name where it is a number that has one."""
+    known = class_names is not None and name.isdigit() and int(name) < len(class_names)
+    named = class_names[int(name)] if known and class_names is not None else name
+    return name if named == name else f"{name} {named}"
+
+
+def _of(total: int, kept: int) -> tuple[str, str, str, str]:
+    """Cells of a table: all, those kept, those removed, and the share of these."""
+    return str(total), str(kept), str(total - kept), f"{100 * (total - kept) / total:.1f}"
+
+
 def _parse_table(text: str, summary: Mapping[str, Any], n_images: int) -> dict[str, Any]:
     rows = list(csv.reader(io.StringIO(text)))
-    if not rows or rows[0] != _COLUMNS or len(rows) != n_images + 1:
+    columns = [name for name in rows[0] if name != _BOXES] if rows else []
+    if columns != _COLUMNS or len(rows) != n_images + 1:
         raise SelectionFileError(f"{_TABLE} must hold the columns {','.join(_COLUMNS)} and {n_images} rows.")
-    _, ids, names, status, group, representative, distance = zip(*rows[1:], strict=True)
+    column = dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
     code_of = {name: code for code, name in enumerate(STATUSES)}
     labels = None
     if summary["labels"] is not None:
         kind: type[str] | type[int] = str if summary["labels"] == "text" else int
+        names = column["label"]
         distinct = {name: tuple(kind(part) for part in name.split(";")) if name else () for name in set(names)}
-        labels = Labels.of([distinct[name] for name in names], n_images)
+        values = [distinct[name] for name in names]
+        if _BOXES in column:
+            values = [
+                tuple(label for label, times in zip(of_image, _numbers(boxes), strict=True) for _ in range(times))
+                for of_image, boxes in zip(values, column[_BOXES], strict=True)
+            ]
+        labels = Labels.of(values, n_images)
     return {
-        "status": np.array([code_of[name] for name in status], np.uint8),
-        "group": np.array([int(value) if value else -1 for value in group], np.int64),
-        "representative": np.array([int(value) if value else -1 for value in representative], np.int64),
-        "distance": np.array([float(value) if value else np.nan for value in distance], np.float32),
-        "ids": None if summary["ids"] == "index" else ids,
+        "status": np.array([code_of[name] for name in column["status"]], np.uint8),
+        "group": np.array([int(value) if value else -1 for value in column["group"]], np.int64),
+        "representative": np.array([int(value) if value else -1 for value in column["representative"]], np.int64),
+        "distance": np.array([float(value) if value else np.nan for value in column["distance"]], np.float32),
+        "ids": None if summary["ids"] == "index" else column["id"],
         "labels": labels,
     }
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(";")] if text else []
 
 
 def _encoded(text: str) -> bytes:

@@ -44,6 +44,12 @@ class SemanticSelector(TreeSelector):
         scope: `class` groups images of one class only and needs labels; `dataset` ignores labels.
         always_keep: Ids (or indices, where images have no file) of images that stay whatever they resemble.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         tree_floor: How far down `Selection.with_keep_fraction` can later cut anew, as a fraction of the images; also
             the smallest fraction that `auto` looks at.
         tolerance: For `auto`, in (0, 1): how far the share of paths that cross may rise from that of the safest images
@@ -106,6 +112,8 @@ class SemanticSelector(TreeSelector):
         scope: str = "class",
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         tree_floor: float = 0.5,
         tolerance: float = 0.1,
         num_pairs: int | None = None,
@@ -124,6 +132,8 @@ class SemanticSelector(TreeSelector):
         self.scope = scope
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.tree_floor = tree_floor
         self.tolerance = tolerance
         self.num_pairs = num_pairs

@@ -15,6 +15,7 @@ from toolkit.grouping import kmeans
 from toolkit.representations import Representation, Vectors
 from toolkit.selection.base import Candidates
 from toolkit.selection.k_center import unit_rows
+from toolkit.selection.protection import check_protection
 from toolkit.selection.ranked import RankedSelector
 from toolkit.selection.recut import Cut, Ranking, Recut
 from toolkit.selection.tree import rows_of
@@ -49,6 +50,12 @@ class SemDeDupSelector(RankedSelector):
             `random` ones.
         always_keep: Ids (or indices, where images have no file) of images that stay; they come first in their cells.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         seed: Of k-means' start and of `keep="random"`.
         progress: Whether to show a progress bar.
 
@@ -88,6 +95,8 @@ class SemDeDupSelector(RankedSelector):
         keep: str = "far",
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -98,11 +107,14 @@ class SemDeDupSelector(RankedSelector):
         self.keep = keep
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.seed = seed
         self.progress = progress
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        check_protection(self.protect_rare, self.temporal_gap)
         if (self.keep_fraction is None) == (self.threshold is None):
             got = {"keep_fraction": self.keep_fraction, "threshold": self.threshold}
             raise ValueError(f"`keep_fraction` or `threshold` must be given, exactly one, got {got}.")

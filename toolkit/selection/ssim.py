@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from toolkit.grouping import (
 from toolkit.grouping.pairs import similar_pairs
 from toolkit.representations import Pixels
 from toolkit.selection.base import Candidates, fingerprint_of
-from toolkit.selection.budget import SCOPES, BudgetedSelector, optional_codes
+from toolkit.selection.budget import SCOPES, BudgetedSelector, check_keep_influential, optional_codes
 from toolkit.selection.keep_rule import keep_rule, restored
 from toolkit.selection.quota import allocate
 from toolkit.selection.recut import Cut, MergeForest
@@ -74,8 +74,17 @@ class SSIMSelector(BudgetedSelector):
         scope: `dataset` groups all images, which finds influential ones; `class` the images of each class apart.
             Each class then keeps its share of `keep_fraction` or `n_groups`. Except with `min_similarity`, at most
             8,192 images can be grouped at a time.
+        keep_influential: Whether groups of several labels are kept whole. Where images have several labels each, as
+            those of their boxes, these are groups of images with different sets of them, which may be nearly all groups
+            and stand in the way of small budgets. With False, labels decide only with scope `class`.
         always_keep: Ids (or indices, where images have no file) of images that stay whatever they resemble.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         seed: Of the spectral clustering.
         progress: Whether to show progress bars.
 
@@ -93,6 +102,7 @@ class SSIMSelector(BudgetedSelector):
         (['kept', 'kept', 'kept', 'redundant'], 1)
     """
 
+    later_settings: ClassVar[Mapping[str, Any]] = {**BudgetedSelector.later_settings, "keep_influential": True}
     settings: ClassVar[tuple[str, ...]] = (
         "keep_fraction",
         "eigengap",
@@ -124,8 +134,11 @@ class SSIMSelector(BudgetedSelector):
         max_size: int | None = None,
         grayscale: bool = False,
         scope: str = "dataset",
+        keep_influential: bool = True,
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -140,8 +153,11 @@ class SSIMSelector(BudgetedSelector):
         self.max_size = max_size
         self.grayscale = grayscale
         self.scope = scope
+        self.keep_influential = keep_influential
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.seed = seed
         self.progress = progress
 
@@ -151,6 +167,7 @@ class SSIMSelector(BudgetedSelector):
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        super().check()
         self._check_budget(_BUDGETS)
         if self.eigengap is not None and not self.eigengap > 0:
             raise invalid("eigengap", "above 0", self.eigengap)
@@ -159,6 +176,7 @@ class SSIMSelector(BudgetedSelector):
         check_choice("variant", self.variant, VARIANTS)
         check_choice("reading", self.reading, READINGS)
         check_choice("scope", self.scope, SCOPES)
+        check_keep_influential(self.keep_influential)
         if self.similarity is not None and not callable(self.similarity):
             raise TypeError(f"`similarity` must be a function of two batches of images, got {self.similarity!r}.")
         self.representation()
@@ -182,7 +200,7 @@ class SSIMSelector(BudgetedSelector):
         if dataset is None:
             raise invalid("dataset", "a data set of images", None)
         needs = self.scope == "class"
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=needs)
         classes = self._classes(candidates)
         n_kept = self._n_kept(candidates, classes)
         images = self.representation().images(dataset)
@@ -205,7 +223,7 @@ class SSIMSelector(BudgetedSelector):
         n_kept: int | None,
     ) -> tuple[Cut, MergeForest | None]:
         """Who stays, and the merge trees that tell it at other budgets, where there are any."""
-        codes = optional_codes(candidates, self.scope)
+        codes = optional_codes(candidates, self.scope, self.keep_influential)
         parts = [np.flatnonzero((classes == c) & ~candidates.excluded) for c in range(int(classes.max()) + 1)]
         if self.min_similarity is not None:
             forest = self._forest(images, parts, candidates, np.bincount(classes), codes)
@@ -296,10 +314,15 @@ class SSIMSelector(BudgetedSelector):
             if surplus <= 0:
                 return restored(cut, n_kept)
             aim = max(aim - surplus, int(np.minimum(1, available).sum()))
+        if codes is None:
+            # Beside one image of each group only those that stay in any case do, for which one group a class has room.
+            return restored(
+                self._grouped(parts, matrices, np.minimum(1, available).tolist(), candidates, codes), n_kept
+            )
         raise invalid(
             "keep_fraction",
             "one that can be met: here groups of several labels, which are kept whole, have too many images. Set "
-            "scope='class', or give `n_groups`",
+            "keep_influential=False or scope='class', or give `n_groups`",
             self.keep_fraction,
         )
 

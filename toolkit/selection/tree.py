@@ -65,6 +65,7 @@ class TreeSelector(BudgetedSelector):
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        super().check()
         self._check_budget(("keep_fraction", "n_groups", "threshold"))
         if self.threshold is not None and not 0 <= self.threshold <= self.max_threshold:
             must = "a dissimilarity in [0, 2]" if self.max_threshold == 2 else "a distance of at least 0"
@@ -112,7 +113,7 @@ class TreeSelector(BudgetedSelector):
         representation = self.representation()
         dataset = source_of(dataset, representation)
         needs = self.scope == "class" or self._is_automatic()
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=needs)
         classes = self._classes(candidates)
         n_kept = self._n_kept(candidates, classes)
         if self._is_automatic():
@@ -281,7 +282,8 @@ class TreeSelector(BudgetedSelector):
             raise invalid(
                 "keep_fraction",
                 f"at least {fewest / forest.n_images:.6g} ({fewest} of {forest.n_images} images): groups with images "
-                "of several labels are kept whole. Set scope='class', or give `n_groups` or `threshold`",
+                "of several labels are kept whole. Set keep_influential=False or scope='class', or give `n_groups` or "
+                "`threshold`",
                 self.keep_fraction,
             )
         return forest.cut(n_kept)

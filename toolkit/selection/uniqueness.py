@@ -41,6 +41,12 @@ class UniquenessSelector(RankedSelector):
         metric: `cosine` (FiftyOne's default) or `euclidean`.
         always_keep: Ids (or indices, where images have no file) of images that stay.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -72,6 +78,8 @@ class UniquenessSelector(RankedSelector):
         metric: str = "cosine",
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         progress: bool = True,
     ) -> None:
         self.features = features
@@ -80,6 +88,8 @@ class UniquenessSelector(RankedSelector):
         self.metric = metric
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.progress = progress
 
     def check(self) -> None:

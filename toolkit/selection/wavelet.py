@@ -13,7 +13,7 @@ from toolkit.grouping import KMeans, kmeans, nearest_to_centre
 from toolkit.representations import Representation, Vectors, WaveletCoefficients
 from toolkit.representations.columns import independent_columns
 from toolkit.selection.base import Candidates, as_representation
-from toolkit.selection.budget import optional_codes
+from toolkit.selection.budget import BudgetedSelector, check_keep_influential, optional_codes
 from toolkit.selection.keep_rule import keep_rule, restored
 from toolkit.selection.quota import allocate
 from toolkit.selection.recut import Cut, MergeForest, by_first
@@ -57,13 +57,22 @@ class WaveletSelector(TreeSelector):
         max_condition: Of the coefficients, the most independent ones are used: as many as keep the condition number of
             their columns below this, where there are more images than coefficients. None for all coefficients.
         clustering: `kmeans` (Lloyd's iterations from `init` until no image moves) or `ward` (the cut of Ward's merge
-            tree itself).
+            tree itself, which also counts where so many images stay in any case that k-means cannot meet the budget).
         init: Where k-means begins: `ward`, `k-means++` or `random`.
         max_iter: The most iterations of k-means.
         quota: With scope `class`, how the budget is spread over classes: `proportional` or `global`.
         scope: `dataset` clusters all images, which finds influential ones; `class` the images of each class apart.
+        keep_influential: Whether groups of several labels are kept whole. Where images have several labels each, as
+            those of their boxes, these are groups of images with different sets of them, which may be nearly all groups
+            and stand in the way of small budgets. With False, labels decide only with scope `class`.
         always_keep: Ids (or indices, where images have no file) of images that stay whatever they resemble.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         tree_floor: How far down `Selection.with_keep_fraction` can later cut anew, as a fraction of the images; None
             for no further than this selection. Later cuts are those of Ward's tree, without Lloyd's iterations.
         seed: For `init="k-means++"` and `"random"`.
@@ -89,6 +98,7 @@ class WaveletSelector(TreeSelector):
     linkage = "ward"
     representative = "nearest"
 
+    later_settings: ClassVar[Mapping[str, Any]] = {**BudgetedSelector.later_settings, "keep_influential": True}
     settings: ClassVar[tuple[str, ...]] = (
         "keep_fraction",
         "n_groups",
@@ -127,8 +137,11 @@ class WaveletSelector(TreeSelector):
         max_iter: int = 100,
         quota: str = "proportional",
         scope: str = "dataset",
+        keep_influential: bool = True,
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         tree_floor: float | None = None,
         seed: int = 0,
         progress: bool = True,
@@ -152,8 +165,11 @@ class WaveletSelector(TreeSelector):
         self.max_iter = max_iter
         self.quota = quota
         self.scope = scope
+        self.keep_influential = keep_influential
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.tree_floor = tree_floor
         self.seed = seed
         self.progress = progress
@@ -193,6 +209,7 @@ class WaveletSelector(TreeSelector):
         super().check()
         check_choice("clustering", self.clustering, _CLUSTERINGS)
         check_choice("init", self.init, _INITS)
+        check_keep_influential(self.keep_influential)
         if self.max_condition is not None and not self.max_condition > 1:
             raise invalid("max_condition", "a condition number above 1, or None", self.max_condition)
         if self.threshold is not None and self.init != "ward":
@@ -206,10 +223,14 @@ class WaveletSelector(TreeSelector):
     ) -> tuple[Cut, MergeForest | None]:
         """Who stays, and the merge trees that tell it at other budgets, where there are any."""
         vectors = self._independent(vectors)
-        codes = optional_codes(candidates, self.scope)
+        codes = optional_codes(candidates, self.scope, self.keep_influential)
         if self.init != "ward" and self.clustering == "kmeans":
             return self._from_seeds(vectors, candidates, classes, codes, cast("int", n_kept)), None
-        forest = self._forest(vectors, candidates, classes, n_kept, codes)
+        reach = n_kept
+        if self.keep_fraction is not None and n_kept is not None and codes is None and self.clustering == "kmeans":
+            # K-means may bring images together that both stay, which takes fewer groups than the tree's cut has.
+            reach = max(1, n_kept - int(candidates.preferred.sum()))
+        forest = self._forest(vectors, candidates, classes, reach, codes)
         cut = self._cut(forest, n_kept)
         if self.clustering == "ward":
             return cut, forest
@@ -242,10 +263,14 @@ class WaveletSelector(TreeSelector):
             surplus = 0 if wanted is None else int(moved.kept.sum()) - wanted
             if surplus <= 0:
                 return moved if wanted is None else restored(moved, wanted)
-            # Images moved into groups of other labels, which are kept whole: merge that many more.
+            # Images moved into groups of other labels, which are kept whole, or images that both stay into one group:
+            # merge that many more.
             aim = max(cast("int", aim) - surplus, forest.min_kept())
             cut = forest.cut(aim)
-        raise self._not_met()
+        if not candidates.preferred.any():
+            raise self._not_met()
+        log.info("k-means leaves too few images beside those that stay in any case: groups are those of Ward's tree")
+        return forest.cut(cast("int", wanted))
 
     def _from_seeds(
         self,
@@ -275,6 +300,10 @@ class WaveletSelector(TreeSelector):
             if surplus <= 0:
                 return restored(cut, n_kept)
             aim = max(aim - surplus, int(np.minimum(1, available).sum()))
+        if codes is None:
+            # Beside one image of each group only those that stay in any case do, for which one group a class has room.
+            cut = self._kept_of(vectors, candidates, np.where(candidates.excluded, -1, classes), codes)
+            return restored(cut, n_kept)
         raise self._not_met()
 
     def _lloyd(
@@ -330,6 +359,6 @@ class WaveletSelector(TreeSelector):
         return invalid(
             "keep_fraction",
             "one that k-means can meet: here images keep moving into groups of several labels, which are kept whole. "
-            "Set clustering='ward' or scope='class', or give `n_groups`",
+            "Set clustering='ward', keep_influential=False or scope='class', or give `n_groups`",
             self.keep_fraction,
         )
