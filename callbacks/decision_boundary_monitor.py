@@ -82,7 +82,8 @@ class DecisionBoundaryMonitor(L.Callback):
 
     Args:
         num_pairs: How many pairs to watch, over all kinds.
-        layer: A layer whose feature maps of the pairs' images are compared too, by its name or a unique ending of it.
+        layer: A layer whose feature maps of the pairs' images are compared too, by its name or a unique ending of it;
+            or its place, as a whole number, in a network that is a sequence of layers (-1 is the last).
         num_points: Points of the regular grid on each path, both ends included.
         tolerance: The width, of the path's length 1, to which each crossing is bracketed.
         every_n_epochs: After how many epochs to look again.
@@ -119,7 +120,7 @@ class DecisionBoundaryMonitor(L.Callback):
     def __init__(
         self,
         num_pairs: int = 256,
-        layer: str | None = None,
+        layer: str | int | None = None,
         *,
         num_points: int = 17,
         tolerance: float = 1e-2,
@@ -286,9 +287,10 @@ class DecisionBoundaryMonitor(L.Callback):
 
     def _check(self) -> None:
         """Refuse arguments that are out of range."""
-        for name, value in (("layer", self.layer), ("input_key", self.input_key)):
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"`{name}` must be a text or None, got {value!r}.")
+        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, (int, str))):
+            raise TypeError(f"`layer` must be a text, a whole number or None, got {self.layer!r}.")
+        if self.input_key is not None and not isinstance(self.input_key, str):
+            raise TypeError(f"`input_key` must be a text or None, got {self.input_key!r}.")
         if self.dirpath is not None and not isinstance(self.dirpath, (str, Path)):
             raise TypeError(f"`dirpath` must be a path or None, got {self.dirpath!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):

@@ -66,7 +66,8 @@ class FeatureMapWriter(L.Callback):
     process takes every n-th batch and rank 0 writes, so memory is that of one batch of each process.
 
     Args:
-        layer: The layer to hook, by its name in `named_modules()` or a unique ending of it.
+        layer: The layer to hook, by its name in `named_modules()` or a unique ending of it; or its place, as a whole
+            number, in a network that is a sequence of layers (-1 is the last).
         dirpath: The folder to write into; by default `features/<layer>` in the logger's folder, or in the trainer's
             `default_root_dir` where nothing is logged. Each writer needs a folder of its own.
         every_n_epochs: Write after each n-th epoch; also after the last one.
@@ -106,7 +107,7 @@ class FeatureMapWriter(L.Callback):
 
     def __init__(
         self,
-        layer: str = "avgpool",
+        layer: str | int = "avgpool",
         dirpath: str | Path | None = None,
         *,
         every_n_epochs: int = 1,
@@ -227,7 +228,7 @@ class FeatureMapWriter(L.Callback):
     def _folder_of(self, trainer: L.Trainer) -> Path:
         if self.dirpath is not None:
             return Path(self.dirpath).expanduser().resolve()
-        name = self.layer + ("" if self.split == "train" else f"-{self.split}")
+        name = str(self.layer) + ("" if self.split == "train" else f"-{self.split}")
         name += "" if self.pool == "mean" else f"-{self.pool}"
         return Path(trainer.log_dir or trainer.default_root_dir).resolve() / "features" / name.replace("/", "_")
 

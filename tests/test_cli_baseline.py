@@ -1,11 +1,14 @@
 import warnings
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from toolkit.cli_baseline import score_of
+from toolkit import FeatureExtractor, FeatureMapSelector, RandomSelector
+from toolkit.cli_baseline import extractor_of, needs_baseline, score_of
+from toolkit.representations import Reduced
 
 
 class Model(L.LightningModule):
@@ -57,6 +60,19 @@ def scored(datamodule):
 )
 def test_the_score_comes_from_the_images_that_there_are(validates, tests, score):
     assert scored(Folder(validates, tests)) == score
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_features_that_are_reduced_get_the_baseline_too(depth):
+    features = inner = FeatureExtractor(layer=-1, pool="flatten")
+    for _ in range(depth):
+        features = Reduced(features, n_dim=8)
+    datamodule = SimpleNamespace(selector=FeatureMapSelector(features, 0.5))
+    assert extractor_of(datamodule) is inner
+    assert needs_baseline(datamodule)
+    inner.model = torch.nn.Linear(1, 1)
+    assert not needs_baseline(datamodule)
+    assert not needs_baseline(SimpleNamespace(selector=RandomSelector(0.5)))
 
 
 def test_a_data_module_without_such_images_has_no_score():

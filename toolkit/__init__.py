@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toolkit.representations import (
         Embeddings,
         FeatureExtractor,
+        ObjectFeatureExtractor,
         Pixels,
         Representation,
         WaveletCoefficients,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Embeddings": "toolkit.representations",
     "FeatureExtractor": "toolkit.representations",
+    "ObjectFeatureExtractor": "toolkit.representations",
     "Pixels": "toolkit.representations",
     "Representation": "toolkit.representations",
     "WaveletCoefficients": "toolkit.representations",
@@ -64,6 +66,7 @@ __all__ = [
     "FeatureExtractor",
     "FeatureMapSelector",
     "KCenterSelector",
+    "ObjectFeatureExtractor",
     "Pixels",
     "RandomSelector",
     "Representation",

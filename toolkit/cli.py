@@ -96,7 +96,7 @@ class ProbeConfig:
     num_pairs: int = 256
     num_points: int = 33
     tolerance: float = 1e-3
-    layer: str | None = None
+    layer: str | int | None = None
     seed: int = 0
     num_planes: int = 3
 

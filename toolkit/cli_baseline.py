@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from toolkit import cache
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
-from toolkit.representations import FeatureExtractor
+from toolkit.representations import FeatureExtractor, Reduced
 from toolkit.selection import Selection
 
 if TYPE_CHECKING:
@@ -126,9 +126,11 @@ def run_control(cli: ToolkitCLI, selection: Selection) -> Run:
 
 
 def extractor_of(datamodule: Any) -> FeatureExtractor | None:
-    """The feature extractor of the data module's selector, if it has one."""
+    """The feature extractor of the data module's selector, if it has one, also where its vectors are reduced."""
     representation = getattr(getattr(datamodule, "selector", None), "representation", None)
     features = representation() if callable(representation) else None
+    while isinstance(features, Reduced):
+        features = features.representation
     return features if isinstance(features, FeatureExtractor) else None
 
 

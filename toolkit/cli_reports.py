@@ -156,13 +156,18 @@ def layer_lines(rows: Sequence[LayerRow], chosen: str | None, n_images: int) -> 
         chosen: The full name of the layer that the configuration has, or None.
         n_images: How many images the data set has, for the size of flattened vectors on disk.
     """
-    table = [("", "layer", "kind", "output", "mean", "flatten", "flattened set", "varies in", "same label")]
+    table: list[tuple[str, ...]] = [
+        ("", "no.", "layer", "kind", "output", "mean", "flatten", "flattened set", "varies in", "same label")
+    ]
     for row in rows:
         same = "" if row.neighbor_accuracy is None else f"{100 * row.neighbor_accuracy:.1f} %"
         shape = " x ".join(map(str, row.shape)) or "1"
         size = cache.format_size(4 * row.n_flattened * n_images)
         numbers = (str(row.n_pooled), str(row.n_flattened), size, f"{row.effective_dimension:.1f}", same)
-        table.append(("*" if row.name == chosen else "", row.name, row.kind, shape, *numbers))
+        place = "" if row.index is None else str(row.index)
+        table.append(("*" if row.name == chosen else "", place, row.name, row.kind, shape, *numbers))
+    if all(row.index is None for row in rows):
+        table = [(mark, *others) for mark, _, *others in table]
     return [
         *_aligned(table),
         "",

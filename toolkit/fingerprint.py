@@ -148,14 +148,15 @@ def _probe(dataset: Any) -> list[str]:
     """Hashes of a few samples, evenly spaced, of a data set that says nothing of its content."""
     indices = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, min(_PROBES, len(dataset)))})
     with preserved_rng(seed=0):
-        return [_sample_hash(dataset[index]) for index in indices]
+        return [sample_hash(dataset[index]) for index in indices]
 
 
-def _sample_hash(sample: Any) -> str:
+def sample_hash(sample: Any) -> str:
+    """A text that differs with a sample's content: images, labels, dictionaries and sequences of them."""
     if isinstance(sample, Mapping):
-        return "".join(f"{key}:{_sample_hash(sample[key])}" for key in sorted(sample, key=str))
+        return "".join(f"{key}:{sample_hash(sample[key])}" for key in sorted(sample, key=str))
     if isinstance(sample, (tuple, list)):
-        return ",".join(_sample_hash(item) for item in sample)
+        return ",".join(sample_hash(item) for item in sample)
     if isinstance(sample, (torch.Tensor, np.ndarray)):
         return content_hash(sample)
     if hasattr(sample, "tobytes") and hasattr(sample, "size"):

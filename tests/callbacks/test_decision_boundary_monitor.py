@@ -709,6 +709,7 @@ class FSDPStrategy(SingleDeviceStrategy):
     ("options", "match"),
     [
         ({"layer": "avgpol"}, "`layer` must be a layer of Model, such as avgpool"),
+        ({"layer": 3}, "`layer` must be a name where the network has no single sequence of layers, such as .*, got 3"),
         ({"num_points": 1}, "`num_points` must be at least 2, .* got 1"),
         ({"num_points": 3.5}, "`num_points` must be an integer, got 3.5"),
         ({"pool_size": 1}, "`pool_size` must be at least 2, got 1"),
@@ -723,7 +724,7 @@ class FSDPStrategy(SingleDeviceStrategy):
         ({"decision": "argmax"}, "`decision` must be a function, got 'argmax'"),
         ({"name": "a/b"}, "`name` must be a text that can name a folder, got 'a/b'"),
         ({"name": 3}, "`name` must be a text that can name a folder, got 3"),
-        ({"layer": 3}, "`layer` must be a text or None, got 3"),
+        ({"layer": 1.5}, "`layer` must be a text, a whole number or None, got 1.5"),
         ({"input_key": 3}, "`input_key` must be a text or None, got 3"),
         ({"dirpath": 3}, "`dirpath` must be a path or None, got 3"),
         ({"seed": 0.5}, "`seed` must be a whole number, got 0.5"),

@@ -357,9 +357,39 @@ def test_layers_without_a_shape_get_it_from_training(tmp_path):
     assert epochs(tmp_path) == ["epoch=0000"]
 
 
+def test_layers_of_a_sequence_go_by_their_place_too(tmp_path):
+    class Sequence(Net):
+        def __init__(self):
+            super().__init__()
+            self.kept, layers = (
+                [],
+                (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+            )
+            for name, _ in list(self.named_children()):
+                delattr(self, name)
+            self.network = nn.Sequential(*layers)
+
+        def forward(self, x):
+            return self.network(x)
+
+    model = Sequence()
+    fit(
+        FeatureMapWriter(-3, dtype="float32"), writer(tmp_path, 1), model=model, max_epochs=1, default_root_dir=tmp_path
+    )
+    for folder, layer in ((tmp_path / "features" / "-3", 2), (tmp_path, 1)):
+        written = WrittenFeatures(folder)
+        assert written.manifest.layer == f"network.{layer}"
+        np.testing.assert_allclose(written.vectors(Data().plain), expected(model, pixels(), layer), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        (
+            {"layer": 3},
+            "`layer` must be a name where the network has no single sequence of layers, such as conv, .*got 3",
+        ),
+        ({"layer": 0.5}, "`layer` must be the name of a layer or a whole number, got 0.5"),
         ({"layer": "avgpol"}, "`layer` must be a layer of Net, such as avgpool, got 'avgpol'"),
         ({"pool": "max"}, "`pool` must be one of 'mean', 'flatten', got 'max'"),
         ({"dtype": "int8"}, "`dtype` must be one of 'float16', 'float32', got 'int8'"),

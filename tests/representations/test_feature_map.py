@@ -4,15 +4,17 @@ import multiprocessing
 import warnings
 from pathlib import Path
 
+import jsonargparse
 import numpy as np
 import pytest
 import torch
+from detection_dicts import Scenes, collate
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from toolkit import FeatureExtractor, Representation
-from toolkit.representations import EvaluationView, find_layer
+from toolkit import FeatureExtractor, Representation, SemanticSelector
+from toolkit.representations import EvaluationView, find_layer, layer_sequence
 from toolkit.representations.feature_map import RandomAugmentationWarning, named_model
 
 
@@ -115,6 +117,7 @@ def test_a_tensor_is_picked_from_any_output(kind):
         lambda x: [x[i] for i in range(len(x))],
         lambda x: [(x[i], i) for i in range(len(x))],
         lambda x: [{"pixel_values": x[i], "label": i} for i in range(len(x))],
+        lambda x: [{"cls": i, "im_file": "a.jpg", "img": (x[i] * 255).round().to(torch.uint8)} for i in range(len(x))],
         lambda x: [((x[i] * 255).round().to(torch.uint8), i) for i in range(len(x))],
     ],
 )
@@ -194,6 +197,83 @@ def test_layer_errors(layer, kind, match):
     model.pair.kind = kind
     with pytest.raises(ValueError, match=match):
         extractor(model, layer).vectors(TensorDataset(images()))
+
+
+class Measured(nn.Module):
+    """A sequence of layers two levels down, beside parts that have no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.metric = nn.ModuleList([nn.Identity()])
+        self.network = Wrapped(
+            nn.Sequential(nn.Conv2d(3, 5, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(5, 4, 3)), nn.ReLU())
+        )
+        self.loss = nn.CrossEntropyLoss()
+
+    def forward(self, images):
+        return self.network(images)
+
+
+def test_layers_are_found_by_their_place():
+    model = Measured()
+    names = [f"network.model.{place}" for place in range(3)]
+    assert [name for name, _ in layer_sequence(model)] == names
+    for place, name in enumerate(names):
+        wanted = name, model.network.model[place]
+        assert find_layer(model, place) == find_layer(model, place - 3) == find_layer(model, np.int64(place)) == wanted
+    model.other = nn.Linear(2, 1)
+    assert layer_sequence(model) == []
+    x = images()
+    by_name, by_place = (extractor(Measured(), layer).vectors(TensorDataset(x)) for layer in ("network.model.1", 1))
+    assert by_name.shape == by_place.shape == (20, 4)
+    assert extractor(model.network, 1).fingerprint() == extractor(model.network, "model.1").fingerprint()
+
+
+def test_a_text_is_a_name_first_and_a_place_last():
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.ReLU()))
+    assert find_layer(model, "1")[0] == "1", "a name"
+    assert find_layer(model, "2")[0] == "1.2", "a unique ending"
+    assert find_layer(model, "-1")[0] == "1", "no name, as command lines give -1"
+    twice = nn.ModuleDict({"model": nn.Sequential(model, model[1])})
+    assert find_layer(twice, "0")[0] == "model.0", "several names end in it"
+    with pytest.raises(ValueError, match="`layer` must be from -2 to 1, or a name, for 2 layers, got 5"):
+        find_layer(model, "5")
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "match"),
+    [
+        (3, ValueError, "`layer` must be from -3 to 2, or a name, for 3 layers, got 3"),
+        (-4, ValueError, "`layer` must be from -3 to 2, or a name, for 3 layers, got -4"),
+        (1.0, TypeError, "`layer` must be the name of a layer or a whole number, got 1.0"),
+        (True, TypeError, "`layer` must be the name of a layer or a whole number, got True"),
+        (None, TypeError, "`layer` must be the name of a layer or a whole number, got None"),
+    ],
+)
+def test_places_that_do_not_exist(layer, error, match):
+    with pytest.raises(error, match=match):
+        find_layer(Measured(), layer)
+
+
+def test_networks_without_a_sequence_need_names():
+    match = "`layer` must be a name where the network has no single sequence of layers, such as conv, norm, .*got 2"
+    with pytest.raises(ValueError, match=match):
+        extractor(network(), 2).vectors(TensorDataset(images()))
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"), [("9", 9), ("-1", -1), ("'9'", "9"), ("model.9", "model.9"), ("avgpool", "avgpool")]
+)
+def test_configurations_tell_numbers_from_texts(tmp_path, written, wanted):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(SemanticSelector, "selector")
+    features = f"{{class_path: toolkit.FeatureExtractor, init_args: {{layer: {written}}}}}"
+    (tmp_path / "config.yaml").write_text(f"selector: {{keep_fraction: 0.5, features: {features}}}")
+    config = parser.parse_args([f"--config={tmp_path / 'config.yaml'}"])
+    assert config.selector.features.init_args.layer == wanted
+    again = parser.parse_string(parser.dump(config))
+    assert again.selector.features.init_args.layer == wanted
 
 
 def test_an_ambiguous_suffix_lists_the_layers():
@@ -369,6 +449,51 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(tmp_path):
     first_run = whole.reads[: whole.reads.index(19) + 1]
     assert 1 not in first_run
     assert not part.exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("error", [OSError("images/0009.jpg is cut short"), RuntimeError("images/0009.jpg is empty")])
+def test_an_image_that_cannot_be_read_is_told_and_the_rest_kept(tmp_path, num_workers, error):
+    # The probe that looks for randomness reads images 0, 2, 5, 8, 10, 13, 16 and 19.
+    scenes = Scenes(20, size=8)
+    view = EvaluationView(scenes, collate_fn=collate)
+    options = {"layer": "drop", "batch_size": 3, "num_workers": num_workers, "cache": True, "cache_dir": tmp_path}
+    scenes.broken, scenes.error = 9, error
+    with pytest.raises(type(error), match="images/0009.jpg is") as caught:
+        extractor(network(), **options).vectors(view)
+    assert caught.value.__notes__ == [
+        "This happened while the images of index 9 to 11 were read.",
+        "The features of 9 images are kept, and used next time.",
+    ]
+    scenes.broken, scenes.reads = None, []
+    vectors = extractor(network(), **options | {"num_workers": 0}).vectors(view)
+    assert not {1, 3, 4, 6, 7} & set(scenes.reads), "images of the batches before are not read again"
+    np.testing.assert_array_equal(vectors, extractor(network(), "drop").vectors(view))
+
+
+def test_an_image_that_cannot_be_read_at_first_sight_is_told_at_once():
+    scenes = Scenes(20, size=8)
+    scenes.broken, scenes.error = 0, ValueError("images/0000.jpg has no pixels")
+    with pytest.raises(ValueError, match="images/0000.jpg has no pixels"):
+        extractor(network()).vectors(EvaluationView(scenes, collate_fn=collate))
+
+
+def test_without_a_cache_nothing_is_said_to_be_kept():
+    scenes = Scenes(20, size=8)
+    scenes.broken = 18
+    with pytest.raises(OSError, match="cannot be decoded") as caught:
+        extractor(network()).vectors(EvaluationView(scenes, collate_fn=collate))
+    assert caught.value.__notes__ == ["This happened while the images of index 14 to 19 were read."]
+
+
+def test_labels_of_several_lengths_do_not_matter():
+    scenes = Scenes()
+    wanted = extractor(network()).vectors(TensorDataset(scenes.images))
+    for dataset in ([scenes[i] for i in range(12)], [(scenes[i]["img"], scenes[i]) for i in range(12)]):
+        np.testing.assert_array_equal(extractor(network()).vectors(dataset), wanted)
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        extractor(network()).vectors(EvaluationView(dataset, collate_fn=lambda samples: torch.stack(
+            [sample[1]["bboxes"] for sample in samples])))  # fmt: skip
 
 
 def _hold(path, ready, release):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from toolkit import FeatureExtractor
+from toolkit.cli_reports import layer_lines
 from toolkit.models import resnet20
 from toolkit.representations.layer_table import layer_table
 
@@ -44,6 +45,21 @@ def test_layers_come_in_the_order_in_which_they_run():
             return self.last(self.first(x.flatten(1)))
 
     assert [row.name for row in layer_table(extractor(Backwards()), images())] == ["first", "last"]
+
+
+def test_layers_of_a_sequence_are_numbered():
+    model = nn.ModuleDict({"model": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.ReLU()))})
+    model.forward = model["model"].forward
+    rows = layer_table(extractor(model), images())
+    assert [(row.name, row.index) for row in rows] == [
+        ("model.0", 0), ("model.1.0", None), ("model.1.1", None), ("model.1", 1)
+    ]  # fmt: skip
+    shown = [line.split() for line in layer_lines(rows, "model.1", 40)]
+    assert shown[0][:3] == ["no.", "layer", "kind"]
+    assert shown[1][:3] == ["0", "model.0", "Conv2d"]
+    assert shown[4][:4] == ["*", "1", "model.1", "Sequential"]
+    assert all(row.index is None for row in layer_table(extractor(resnet20()), images()))
+    assert layer_lines(layer_table(extractor(resnet20()), images()), None, 40)[0].split()[0] == "layer"
 
 
 def test_figures_equal_slow_twins():

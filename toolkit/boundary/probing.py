@@ -72,7 +72,7 @@ class PairWalker:
         *,
         num_points: int = 33,
         tolerance: float = 1e-3,
-        layer: str | None = None,
+        layer: str | int | None = None,
         decision: Callable[[Any], Tensor] | None = None,
         precision: str = "float32",
         batch_size: int = 256,

@@ -3,7 +3,8 @@
 from toolkit.representations.base import EvaluationView, Representation, Vectors
 from toolkit.representations.columns import ColumnChoice, independent_columns
 from toolkit.representations.embeddings import Embeddings
-from toolkit.representations.feature_map import FeatureExtractor, find_layer
+from toolkit.representations.feature_map import FeatureExtractor, find_layer, layer_sequence
+from toolkit.representations.object_features import ObjectFeatureExtractor, ObjectVectors
 from toolkit.representations.pixels import Pixels
 from toolkit.representations.reduction import PrincipalComponents, Reduced, pca, reduce_vectors, umap
 from toolkit.representations.scattering import WaveletScattering
@@ -15,6 +16,8 @@ __all__ = [
     "Embeddings",
     "EvaluationView",
     "FeatureExtractor",
+    "ObjectFeatureExtractor",
+    "ObjectVectors",
     "Pixels",
     "PrincipalComponents",
     "Reduced",
@@ -25,6 +28,7 @@ __all__ = [
     "WrittenFeatures",
     "find_layer",
     "independent_columns",
+    "layer_sequence",
     "pca",
     "reduce_vectors",
     "umap",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from toolkit.fingerprint import content_hash, dataset_fingerprint
 from toolkit.reproducibility import preserved_rng
@@ -17,6 +17,9 @@ from toolkit.validation import invalid
 Vectors = npt.NDArray[np.floating[Any]]
 BatchTransform = Callable[[Any, torch.device], Any]
 Collate = Callable[[list[Any]], Any]
+
+#: Where images are looked for in batches and samples that are dictionaries, the first of these that there is.
+IMAGE_KEYS = ("image", "images", "img", "pixel_values", "x", "input", "inputs")
 
 #: Images that are read twice to find out whether reading is random, and once to tell one preprocessing from another.
 _PROBES = 8
@@ -77,8 +80,8 @@ class EvaluationView(Dataset[Any]):
 
     @classmethod
     def of(cls, dataset: Any) -> EvaluationView:
-        """`dataset` itself if it is a view already, else a plain view of it."""
-        return dataset if isinstance(dataset, cls) else cls(dataset)
+        """`dataset` itself if it is a view already, else a plain view, with its own `collate_fn` if it has one."""
+        return dataset if isinstance(dataset, cls) else cls(dataset, collate_fn=_own_collate(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -88,9 +91,12 @@ class EvaluationView(Dataset[Any]):
 
     def load(self, indices: list[int]) -> Any:
         """The collated batch of some images, before the batch transform."""
-        # As PyTorch's loader does, ask for the whole batch where the data set offers that.
+        return (self.collate_fn or default_collate)(self._read(indices))
+
+    def _read(self, indices: list[int]) -> Any:
+        """Some samples; as PyTorch's loader does, all in one go where the data set offers that."""
         many = getattr(self.dataset, "__getitems__", None)
-        return (self.collate_fn or default_collate)(many(indices) if many else [self[i] for i in indices])
+        return many(indices) if many else [self[i] for i in indices]
 
     def fingerprint(self) -> str:
         """A text that differs when the images, the labels, or what the network gets to see of them differ."""
@@ -105,8 +111,9 @@ class EvaluationView(Dataset[Any]):
         """A few images as the network gets them, computed on the CPU so that every machine sees the same."""
         indices = sorted({int(i) for i in np.linspace(0, len(self) - 1, min(_PROBES, len(self)))})
         with preserved_rng(seed), torch.no_grad():
+            samples = self._read(indices)  # An image that cannot be read is told at once.
             try:
-                batch = self.load(indices)
+                batch = (self.collate_fn or default_collate)(samples)
                 if self.batch_transform is not None:
                     batch = self.batch_transform(batch, torch.device("cpu"))
                 return [images_of(batch).cpu()]
@@ -119,12 +126,11 @@ def images_of(batch: Any, input_key: str | None = None) -> torch.Tensor:
 
     Args:
         batch: What a data loader gives.
-        input_key: The dictionary's key of the images, if it is none of `image`, `images`, `pixel_values`, `x`,
+        input_key: The dictionary's key of the images, if it is none of `image`, `images`, `img`, `pixel_values`, `x`,
             `input` and `inputs`.
     """
     if isinstance(batch, Mapping):
-        keys = (input_key,) if input_key else ("image", "images", "pixel_values", "x", "input", "inputs")
-        found = next((key for key in keys if key in batch), None)
+        found = image_key(batch, input_key)
         if found is None:
             raise invalid("input_key", f"the key of the images in a batch, one of {sorted(map(str, batch))}", input_key)
         batch = batch[found]
@@ -133,3 +139,49 @@ def images_of(batch: Any, input_key: str | None = None) -> torch.Tensor:
     if not isinstance(batch, torch.Tensor):
         raise TypeError(f"Images must arrive as a tensor, first in their batch, got {type(batch).__name__}.")
     return batch
+
+
+def image_key(item: Mapping[Any, Any], input_key: str | None = None) -> str | None:
+    """Under which key a batch or sample has its images, or None if it has none of those that are usual.
+
+    Args:
+        item: The batch or sample.
+        input_key: The only key to look at, if one is given.
+
+    Example:
+        >>> image_key({"cls": 3, "img": "the image"})
+        'img'
+    """
+    return next((key for key in ((input_key,) if input_key else IMAGE_KEYS) if key in item), None)
+
+
+def batches_from(loader: DataLoader[Any], first: int, stop: int) -> Iterator[Any]:
+    """The batches of a loader; an error while one is read gets a note of which images it was.
+
+    Args:
+        loader: Reads the images `first` to `stop` in order.
+        first: Index of the first image.
+        stop: Index behind the last one.
+    """
+    batches, size = iter(loader), loader.batch_size or 1
+    for start in range(first, stop, size):
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            error.add_note(
+                f"This happened while the images of index {start} to {min(start + size, stop) - 1} were read."
+            )
+            raise
+        if batch is None:
+            return
+        yield batch
+
+
+def _own_collate(dataset: Any) -> Collate | None:
+    """What a data set itself wants batches of its samples to be made with, also where it is a part of another."""
+    if isinstance(dataset, Subset):
+        return _own_collate(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return _own_collate(dataset.datasets[0])
+    own = getattr(dataset, "collate_fn", None)
+    return own if callable(own) else None

@@ -8,9 +8,12 @@ import importlib
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,11 +27,16 @@ from toolkit.cache import writable_folder
 from toolkit.checkpoints import load_weights
 from toolkit.distributed import gather_objects, gather_rows, on_rank_zero, share, together, world
 from toolkit.fingerprint import content_hash, describe, settings_hash, weights_hash
-from toolkit.representations.base import Collate, EvaluationView, Vectors, images_of
+from toolkit.representations.base import Collate, EvaluationView, Vectors, batches_from, image_key, images_of
 from toolkit.reproducibility import full_precision, preserved_rng
 from toolkit.validation import check_choice, check_vectors, invalid, shorten
 
 log = logging.getLogger(__name__)
+
+_NUMBER = re.compile("-?[0-9]+")
+
+#: Makes rows of the images of a batch as the network got them, the whole batch, and what the layer gave.
+Reduction = Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor]
 
 #: Vectors above this many bytes stay in their file and are returned as a memory map.
 MEMORY_LIMIT = 1 << 30
@@ -39,29 +47,40 @@ class RandomAugmentationWarning(UserWarning):
     """Images are randomly augmented while features are taken, and nobody could tell how to switch that off."""
 
 
-def find_layer(model: nn.Module, layer: str) -> tuple[str, nn.Module]:
-    """The layer of a model by exact name or unique suffix.
+def find_layer(model: nn.Module, layer: str | int) -> tuple[str, nn.Module]:
+    """The layer of a model by exact name or unique suffix, or by its place in the model's sequence of layers.
 
     Args:
         model: The model.
-        layer: A name as in `model.named_modules()`, or its last parts: `avgpool` finds `model.avgpool`.
+        layer: A name as in `model.named_modules()`, or its last parts: `avgpool` finds `model.avgpool`. A number is the
+            place in the model's sequence of layers (see `layer_sequence`), counted from 0, or from the end if negative;
+            so is a text that is a number where it is neither a name nor the end of one alone.
 
     Returns:
         The full name and the module.
 
     Raises:
-        ValueError: If no layer has that name (the error lists the closest) or several end in it.
+        ValueError: If no layer has that name (the error lists the closest) or several end in it, or if there is no such
+            place or no sequence.
+        TypeError: If `layer` is neither a text nor a whole number.
 
     Example:
-        >>> find_layer(nn.Sequential(nn.Flatten(), nn.Linear(2, 1)), "1")
-        ('1', Linear(in_features=2, out_features=1, bias=True))
+        >>> model = nn.ModuleDict({"model": nn.Sequential(nn.Flatten(), nn.Linear(2, 1))})
+        >>> find_layer(model, "1")
+        ('model.1', Linear(in_features=2, out_features=1, bias=True))
+        >>> find_layer(model, -2)
+        ('model.0', Flatten(start_dim=1, end_dim=-1))
     """
+    if not isinstance(layer, str):
+        return _layer_at(model, layer)
     modules = {name: module for name, module in model.named_modules() if name}
     if layer in modules:
         return layer, modules[layer]
     found = [name for name in modules if name.endswith("." + layer)]
     if len(found) == 1:
         return found[0], modules[found[0]]
+    if _NUMBER.fullmatch(layer) and layer_sequence(model):  # as command lines give numbers
+        return _layer_at(model, int(layer))
     if found:
         raise invalid("layer", f"the name of one layer; these end in it: {shorten(found)}", layer)
     lasts = {name.rpartition(".")[2]: name for name in reversed(modules)}
@@ -70,6 +89,47 @@ def find_layer(model: nn.Module, layer: str) -> tuple[str, nn.Module]:
     ]
     names = list(dict.fromkeys(close)) or list(modules)
     raise invalid("layer", f"a layer of {type(model).__name__}, such as {shorten(names)}", layer)
+
+
+def _layer_at(model: nn.Module, layer: int) -> tuple[str, nn.Module]:
+    """The layer at a place in a model's sequence of layers."""
+    if isinstance(layer, bool) or not isinstance(layer, Integral):
+        raise TypeError(f"`layer` must be the name of a layer or a whole number, got {layer!r}.")
+    found = layer_sequence(model)
+    if not found:
+        names = [name for name, _ in model.named_children()]
+        raise invalid(
+            "layer", f"a name where the network has no single sequence of layers, such as {shorten(names)}", layer
+        )
+    if not -len(found) <= layer < len(found):
+        raise invalid("layer", f"from {-len(found)} to {len(found) - 1}, or a name, for {len(found)} layers", layer)
+    return found[int(layer)]
+
+
+def layer_sequence(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a network that holds them in one sequence, by which they can be numbered.
+
+    From the model down, as long as exactly one child has parameters (metrics and losses mostly have none), to the first
+    `nn.Sequential`: `network.model` of a LightningModule around a detection network of ultralytics, for instance.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The full names and modules of that sequence's layers; an empty list if there is no such sequence.
+
+    Example:
+        >>> [name for name, _ in layer_sequence(nn.ModuleDict({"model": nn.Sequential(nn.Linear(2, 1), nn.ReLU())}))]
+        ['model.0', 'model.1']
+    """
+    path: list[str] = []
+    while not isinstance(model, nn.Sequential):
+        children = [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
+        if len(children) != 1:
+            return []
+        name, model = children[0]
+        path.append(name)
+    return [(".".join([*path, name]), layer) for name, layer in model.named_children()]
 
 
 class FeatureExtractor:
@@ -85,11 +145,13 @@ class FeatureExtractor:
         model: The network or LightningModule, called with a batch of images; or the name of a torchvision model (or a
             timm one, where timm is installed), with its pretrained weights unless `checkpoint` is given. None where a
             configuration's `baseline` section supplies it.
-        layer: The layer to hook, by its name in `model.named_modules()` or a unique ending of it.
+        layer: The layer to hook, by its name in `model.named_modules()` or a unique ending of it; or its place, as a
+            whole number, in a network that is a sequence of layers (-1 is the last), as detection networks are.
         checkpoint: A state dict or Lightning checkpoint to load into the copy.
         pool: What to make of a feature map. `mean`: (N, C, H, W) to (N, C), and tokens (N, T, C) to (N, C).
-            `flatten`: every value, (N, C * H * W).
-        batch_size: Images a batch.
+            `flatten`: every value, (N, C * H * W), also of a detection head's decoded predictions (N, 4 + classes,
+            places).
+        batch_size: Images a batch; fewer where images are large.
         num_workers: Worker processes to load with; those of the data set's own loader if None.
         device: Where to run, such as `cuda`; chosen if None.
         input_key: The key of the images where batches are dictionaries, if it is an unusual one.
@@ -114,7 +176,7 @@ class FeatureExtractor:
     def __init__(
         self,
         model: nn.Module | str | None = None,
-        layer: str = "avgpool",
+        layer: str | int = "avgpool",
         checkpoint: str | Path | None = None,
         *,
         pool: str = "mean",
@@ -150,23 +212,37 @@ class FeatureExtractor:
                 "structure": describe(model),
                 "weights": weights_hash(model.state_dict()),
                 "layer": name,
-                "pool": self.pool,
                 "transform": describe(transform),
+                **self._own_settings(),
             }
         )
 
+    def _own_settings(self) -> dict[str, Any]:
+        """The settings, beyond the network's and the layer, that change the vectors."""
+        return {"pool": self.pool}
+
+    def _images_fingerprint(self, view: EvaluationView) -> str:
+        """A text that differs when what the vectors are computed from does."""
+        return view.fingerprint()
+
     def vectors(self, dataset: Any) -> Vectors:
         """The layer's vectors for every image of a data set, in its order, as float32 of shape (N, D)."""
+        view = self._checked(dataset)
+        with preserved_rng():
+            return self._vectors(view)
+
+    def _checked(self, dataset: Any) -> EvaluationView:
+        """The view of a data set, if there is something to do and the settings allow it."""
         check_choice("pool", self.pool, POOLS)
         if self.batch_size < 1:
             raise invalid("batch_size", "at least 1", self.batch_size)
         view = EvaluationView.of(dataset)
         if len(view) == 0:
             raise invalid("dataset", "a data set with at least one image", "an empty one")
-        with preserved_rng():
-            return self._vectors(view)
+        return view
 
-    def _vectors(self, view: EvaluationView) -> Vectors:
+    def _ready_network(self, view: EvaluationView) -> tuple[nn.Module, Callable[[Any], Any] | None]:
+        """The network, once it is known to have the layer; with a warning if images are augmented at random."""
         model, transform = self.network()
         find_layer(model, self.layer)
         if view.is_random():
@@ -175,8 +251,12 @@ class FeatureExtractor:
                 "that off: features will be of randomly augmented images. Give the data module a method "
                 "`evaluation_dataset()` that returns its training images without augmentation.",
                 RandomAugmentationWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+        return model, transform
+
+    def _vectors(self, view: EvaluationView) -> Vectors:
+        model, transform = self._ready_network(view)
         folder = self._cache_folder(view, self._fingerprint(model, transform)) if self.cache else None
         if folder is not None:
             found = _read(folder, len(view))
@@ -194,7 +274,8 @@ class FeatureExtractor:
         return vectors
 
     def _cache_folder(self, view: EvaluationView, extractor: str) -> Path:
-        key = settings_hash({"images": view.fingerprint(), "extractor": extractor, "batch": self.batch_size})
+        images = self._images_fingerprint(view)
+        key = settings_hash({"images": images, "extractor": extractor, "batch": self.batch_size})
         return writable_folder("features", key[:32], self.cache_dir)
 
     def network(self) -> tuple[nn.Module, Callable[[Any], Any] | None]:
@@ -236,7 +317,7 @@ class FeatureExtractor:
         model.to(device)
         sink = _Sink(folder, start, stop, self.batch_size)
         with sink, full_precision():
-            first = start + sink.rows_done
+            batches = self._batches(view, transform, device, start + sink.rows_done, stop)
             bar = tqdm(
                 total=stop - start,
                 initial=sink.rows_done,
@@ -244,19 +325,59 @@ class FeatureExtractor:
                 desc="features",
                 disable=not self.progress or world()[0] != 0,
             )
-            with bar, tapped(model, self.layer, self.pool) as tap:
-                waiting: list[torch.Tensor] = []
-                for images in self.images(view, transform, device, first, stop):
-                    with torch.inference_mode():
-                        model(images)
-                    # The batch before this one is fetched only now, so that a GPU never waits for it.
-                    waiting.append(tap(len(images)))
-                    if len(waiting) > 1:
-                        sink.write(waiting.pop(0).cpu().numpy())
-                    bar.update(len(images))
-                if waiting:
-                    sink.write(waiting.pop().cpu().numpy())
+            with bar, closing(self._blocks(model, batches, self._rows)) as blocks:
+                try:
+                    for rows in blocks:
+                        sink.write(rows)
+                        bar.update(len(rows))
+                except Exception as error:
+                    if sink.file is not None and sink.rows_done:
+                        error.add_note(f"The features of {sink.rows_done} images are kept, and used next time.")
+                    raise
         return sink.result()
+
+    def _rows(self, images: torch.Tensor, batch: Any, features: torch.Tensor) -> torch.Tensor:
+        """The vectors (B, D) of a batch of B images, float32.
+
+        Args:
+            images: The images as the network gets them, (B, channels, H, W).
+            batch: The batch that they come in, labels and all.
+            features: What the layer gives for them.
+        """
+        return pooled(features, self.pool)
+
+    def _blocks(
+        self,
+        model: nn.Module,
+        batches: Iterator[tuple[torch.Tensor, Any]],
+        reduce: Reduction,
+        *,
+        one_each: bool = True,
+    ) -> Generator[Vectors]:
+        """The rows that `reduce` makes of each batch; those of the batches before an error are given before it.
+
+        Args:
+            model: The network, on the batches' device.
+            batches: As `_batches` gives them.
+            reduce: What makes the rows.
+            one_each: Whether there must be one row an image.
+        """
+        waiting: torch.Tensor | None = None
+        failure: Exception | None = None
+        try:
+            for images, batch in batches:
+                with tapped(model, self.layer, partial(reduce, images, batch)) as tap, torch.inference_mode():
+                    model(images)
+                    fetched, waiting = waiting, tap(len(images) if one_each else None)
+                # The batch before this one is fetched only now, so that a GPU never waits for it.
+                if fetched is not None:
+                    yield fetched.cpu().numpy()
+        except Exception as error:
+            failure = error
+        if waiting is not None:
+            yield waiting.cpu().numpy()
+        if failure is not None:
+            raise failure
 
     def images(
         self,
@@ -275,30 +396,42 @@ class FeatureExtractor:
             first: Index of the first image.
             stop: Index behind the last one; all if None.
         """
+        for images, _ in self._batches(view, transform, device, first, len(view) if stop is None else stop):
+            yield images
+
+    def _batches(
+        self,
+        view: EvaluationView,
+        transform: Callable[[Any], Any] | None,
+        device: torch.device,
+        first: int,
+        stop: int,
+    ) -> Iterator[tuple[torch.Tensor, Any]]:
+        """The images `first` to `stop` batch by batch as the network takes them, each time with their whole batch."""
         workers = view.num_workers if self.num_workers is None else self.num_workers
         loader: DataLoader[Any] = DataLoader(
             view.dataset,  # not the view, whose batch transform workers do not need and may not be able to get
             batch_size=self.batch_size,
-            sampler=range(first, len(view) if stop is None else stop),
+            sampler=range(first, stop),
             num_workers=workers,
             collate_fn=ImageCollate(view.collate_fn or default_collate, transform),
             pin_memory=device.type == "cuda",
         )
-        for batch in loader:
+        for batch in batches_from(loader, first, stop):
             yield self._to_device(batch, view, transform, device)
 
     def _to_device(
         self, batch: Any, view: EvaluationView, transform: Callable[[Any], Any] | None, device: torch.device
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, Any]:
         if transform is not None:
             raw = images_of(batch, self.input_key)
             if raw.dtype == torch.uint8:
                 result: torch.Tensor = transform(raw.to(device, non_blocking=True))
-                return result.float()
+                return result.float(), batch
         if view.batch_transform is not None:
             batch = view.batch_transform(batch, device)
         images = images_of(batch, self.input_key).to(device, non_blocking=True)
-        return images.float() if images.is_floating_point() else images.float() / 255
+        return (images.float() if images.is_floating_point() else images.float() / 255), batch
 
 
 def named_model(name: str, *, pretrained: bool = True) -> tuple[nn.Module, Callable[[Any], Any] | None]:
@@ -355,19 +488,28 @@ def _explained_download(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def tapped(model: nn.Module, layer: str, pool: str) -> Iterator[Callable[[int], torch.Tensor]]:
-    """Hook a layer; gives a function that returns the vectors of the batch just run and forgets them."""
+def tapped(
+    model: nn.Module, layer: str | int, pool: str | Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[Callable[[int | None], torch.Tensor]]:
+    """Hook a layer; gives a function that returns the vectors of the batch just run and forgets them.
+
+    Args:
+        model: The model.
+        layer: As for `find_layer`.
+        pool: What to make of the layer's output as soon as it is there: one of `POOLS`, or a function of it.
+    """
     name, module = find_layer(model, layer)
+    reduce = partial(pooled, pool=pool) if isinstance(pool, str) else pool
     caught: list[torch.Tensor] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        caught[:] = [pooled(_tensor_of(output, name), pool)]
+        caught[:] = [reduce(_tensor_of(output, name))]
 
-    def take(n_images: int) -> torch.Tensor:
+    def take(n_images: int | None) -> torch.Tensor:
         if not caught:
             raise invalid("layer", "a layer that runs when the model is called with images", name)
         vectors = caught.pop()
-        if len(vectors) != n_images:
+        if n_images is not None and len(vectors) != n_images:
             raise invalid(
                 "layer", f"a layer that gives one row an image ({n_images})", f"{name!r}, {len(vectors)} rows"
             )
@@ -429,7 +571,10 @@ class ImageCollate:
                 "the model by name with its pretrained weights, which bring their own."
             ) from error
         except RuntimeError as error:
-            shapes = {tuple(image.shape): None for image in map(image_of, samples) if isinstance(image, torch.Tensor)}
+            images = [image for image in map(image_of, samples) if isinstance(image, torch.Tensor)]
+            shapes = dict.fromkeys(tuple(image.shape) for image in images)
+            if self.collate_fn is default_collate and len(shapes) == 1 and len(images) == len(samples):
+                return torch.stack(images)  # It is labels of several lengths, as boxes are, that form no batch.
             if len(shapes) < 2:
                 raise
             raise ValueError(
@@ -441,7 +586,8 @@ class ImageCollate:
 def image_of(sample: Any) -> Any:
     """The image of a sample: the sample itself, its first item, or a dictionary's; None where that has none."""
     if isinstance(sample, Mapping):
-        return next((sample[key] for key in ("image", "images", "pixel_values", "x", "input") if key in sample), None)
+        key = image_key(sample)
+        return None if key is None else sample[key]
     return sample[0] if isinstance(sample, (tuple, list)) and sample else sample
 
 
@@ -504,6 +650,7 @@ class _Sink:
             )
         if self.file is None:
             self.blocks.append(rows)
+            self.rows_done += len(rows)
             return
         try:
             if self.file.tell() == 0:
@@ -511,6 +658,7 @@ class _Sink:
                 np.lib.format.write_array_header_1_0(self.file, header)
             self.file.write(np.ascontiguousarray(rows, dtype="<f4").data)
             self.file.flush()
+            self.rows_done += len(rows)
         except OSError as error:
             raise OSError(
                 f"Features could not be written to `cache_dir` {str(self.folder)!r} ({error.strerror or error}). What "
@@ -520,6 +668,7 @@ class _Sink:
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
+            _let_go(self.file)
             self.file.close()
 
     def result(self) -> Vectors:
@@ -548,6 +697,14 @@ def _open_exclusively(path: Path) -> BinaryIO | None:
         file.close()
         return None
     return file
+
+
+def _let_go(file: BinaryIO) -> None:
+    """Give a file back to other processes, also where workers that live on have it open too."""
+    with suppress(ImportError):  # Windows
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _publish(folder: Path, start: int, stop: int, vectors: Vectors) -> Vectors:

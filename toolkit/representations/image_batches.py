@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from toolkit.distributed import gather_objects, gather_rows, share, together, world
 from toolkit.fingerprint import settings_hash
-from toolkit.representations.base import EvaluationView, Vectors, images_of
+from toolkit.representations.base import EvaluationView, Vectors, batches_from, image_key, images_of
 from toolkit.representations.feature_map import RandomAugmentationWarning
 from toolkit.reproducibility import full_precision, preserved_rng
 from toolkit.validation import invalid, shorten
@@ -224,7 +224,7 @@ class ImageVectors(ABC):
                 images = block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))
                 yield images[:, None] if images.ndim == 3 else images
             return
-        yield from DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             view.dataset,
             batch_size=self.batch_size,
             sampler=range(start, stop),
@@ -232,6 +232,7 @@ class ImageVectors(ABC):
             collate_fn=_Collate(view.collate_fn, self.input_key, self.resize, self.max_size, self.grayscale),
             pin_memory=device.type == "cuda",
         )
+        yield from batches_from(loader, start, stop)
 
 
 def without_brightness(images: Tensor) -> Tensor:
@@ -336,8 +337,8 @@ class _Collate:
 def _tensor_of(sample: Any, input_key: str | None) -> Tensor:
     """The image of a sample, as a tensor of shape (channels, H, W)."""
     if isinstance(sample, Mapping):
-        keys = (input_key,) if input_key else ("image", "images", "pixel_values", "x", "input", "inputs", "img")
-        sample = next((sample[key] for key in keys if key in sample), sample)
+        key = image_key(sample, input_key)
+        sample = sample if key is None else sample[key]
     elif isinstance(sample, (tuple, list)) and len(sample):
         sample = sample[0]
     if type(sample).__module__.partition(".")[0] == "PIL":

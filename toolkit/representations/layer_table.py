@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from toolkit.representations.base import EvaluationView
-from toolkit.representations.feature_map import FeatureExtractor, first_tensor, pooled
+from toolkit.representations.feature_map import FeatureExtractor, first_tensor, layer_sequence, pooled
 from toolkit.reproducibility import full_precision, preserved_rng
 from toolkit.validation import check_vectors, invalid
 
@@ -29,6 +29,7 @@ class LayerRow:
 
     Attributes:
         name: As `FeatureExtractor(layer=...)` takes it.
+        index: The number that it takes too, where the network is a sequence of layers and this is one of them.
         kind: The layer's class.
         shape: Of its output for one image, without the batch: (channels, H, W) of a feature map, (T, C) of tokens.
         n_pooled: Numbers an image with `pool="mean"`.
@@ -40,6 +41,7 @@ class LayerRow:
     """
 
     name: str
+    index: int | None
     kind: str
     shape: tuple[int, ...]
     n_pooled: int
@@ -102,10 +104,11 @@ def layer_table(
     if labels is not None:
         codes = np.unique([str(labels[index]) for index in chosen], return_inverse=True)[1]
     with preserved_rng():
-        found = _vectors_of_all_layers(features, sample)
+        found, places = _vectors_of_all_layers(features, sample)
     return [
         LayerRow(
             name,
+            places.get(name),
             kind,
             shape,
             vectors.shape[1],
@@ -119,8 +122,11 @@ def layer_table(
 
 def _vectors_of_all_layers(
     features: FeatureExtractor, view: EvaluationView
-) -> dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.float32]]]:
-    """For each layer that gives a row an image: its class, the shape of a row, and the pooled vectors."""
+) -> tuple[dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.float32]]], dict[str, int]]:
+    """For each layer that gives a row an image: its class, the shape of a row, and the pooled vectors.
+
+    Beside these, the places of layers that are numbered.
+    """
     model, transform = features.network()
     device = features.device_for(view)
     model.to(device)
@@ -158,7 +164,7 @@ def _vectors_of_all_layers(
         parts = blocks.get(name, [])
         if sum(map(len, parts)) == len(view) and len({part.shape[1] for part in parts}) == 1:
             result[name] = kinds[name], shapes[name], check_vectors(np.concatenate(parts), f"layer {name}")
-    return result
+    return result, {name: place for place, (name, _) in enumerate(layer_sequence(model))}
 
 
 def _effective_dimension(vectors: npt.NDArray[np.float32]) -> float:
