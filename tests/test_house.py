@@ -27,7 +27,7 @@ MAY_USE_LIGHTNING = (
 )
 #: ultralytics is licensed under AGPL-3.0: one module imports it, which only the detection parts use.
 USES_ULTRALYTICS = "toolkit/detection/ultralytics_parts.py"
-MAY_USE_DETECTION_PARTS = ("toolkit/models/yolo.py", "datamodules/yolo.py")
+MAY_USE_DETECTION_PARTS = ("toolkit/models/yolo.py", "toolkit/models/yolo_network.py", "datamodules/yolo.py")
 
 
 def sources():

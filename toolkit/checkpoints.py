@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +15,33 @@ from toolkit.validation import shorten
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 
 
-def read_state_dict(checkpoint: str | Path) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class PartialLoad:
+    """What came of loading weights that need not be all of a model's."""
+
+    #: Names of the model's tensors that were taken from the file.
+    loaded: tuple[str, ...]
+    #: Names in the file that were not loaded: the model has no such tensor, or one of another shape.
+    left_out: tuple[str, ...]
+    #: Names of the model's tensors that are as they were.
+    kept: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} of {len(self.loaded) + len(self.kept)} tensors are from the file"]
+        if self.kept:
+            parts.append(f"as they were ({len(self.kept)}): {shorten(self.kept)}")
+        if self.left_out:
+            parts.append(f"left out of the file ({len(self.left_out)}): {shorten(self.left_out)}")
+        return "; ".join(parts)
+
+
+def read_state_dict(checkpoint: str | Path, name: str = "checkpoint") -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint file, read without running code from it.
 
     Args:
         checkpoint: A file written by Lightning or by `torch.save` of a state dict, or of a dict that holds one under
             `state_dict`, `model_state_dict`, `model`, `net` or `network`.
+        name: What to call the file in an error.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -27,22 +49,22 @@ def read_state_dict(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(checkpoint).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"`checkpoint` must be an existing file, got {str(checkpoint)!r}.")
+        raise FileNotFoundError(f"`{name}` must be an existing file, got {str(checkpoint)!r}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ValueError(
-            f"`checkpoint` must be a file of tensors that loads with weights_only=True, got {str(checkpoint)!r} "
+            f"`{name}` must be a file of tensors that loads with weights_only=True, got {str(checkpoint)!r} "
             f"({str(error).splitlines()[0]}). Save `model.state_dict()` alone to make one."
         ) from error
-    for name in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     tensors = (
         {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
     )
     if not tensors:
-        raise ValueError(f"`checkpoint` must hold a state dict, got {str(checkpoint)!r}, which holds none.")
+        raise ValueError(f"`{name}` must hold a state dict, got {str(checkpoint)!r}, which holds none.")
     return tensors
 
 
@@ -50,7 +72,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     """Load a checkpoint into a model, matching names up to a common prefix (`model.`, `module.`, `network.`, ...).
 
     Args:
-        model: The model; its parameters and buffers are overwritten.
+        model: The model; its parameters and buffers are overwritten. A model whose shapes depend on its weights may
+            have a method `adapt_to(state)`, which is called before shapes are compared.
         checkpoint: The file, see `read_state_dict`.
 
     Raises:
@@ -64,22 +87,82 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         >>> load_weights(model, path); float(model.bias)
         1.0
     """
-    state = read_state_dict(checkpoint)
     wanted = model.state_dict()
-    renamed = max(_renamings(state, list(wanted)), key=lambda names: len(names.keys() & wanted.keys()))
+    renamed = renamed_for(wanted, read_state_dict(checkpoint))
     # Counters that batch norm does not use in evaluation, and that older files do not have.
     missing = [name for name in wanted if name not in renamed and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in renamed if name not in wanted]
-    shapes = [
-        f"{name} {tuple(renamed[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in renamed and renamed[name].shape != wanted[name].shape
-    ]
+    adapt = getattr(model, "adapt_to", None)
+    if callable(adapt) and not missing and not unexpected:
+        adapt(renamed)
+        wanted = model.state_dict()
+    shapes = _other_shapes(wanted, renamed)
     if missing or unexpected or shapes:
         problems = (("missing in the file", missing), ("not in the model", unexpected), ("other shapes", shapes))
         details = "; ".join(f"{what} ({len(names)}): {shorten(names)}" for what, names in problems if names)
         raise ValueError(f"`checkpoint` must fit the model {type(model).__name__}, got {str(checkpoint)!r}: {details}.")
     model.load_state_dict({**wanted, **renamed})
+
+
+def load_matching(
+    model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path, *, may_differ: Sequence[str] = ()
+) -> PartialLoad:
+    """Load the part of some weights that a model has too, matching names up to a common prefix.
+
+    Args:
+        model: The model; those of its tensors that the weights have under the same name are overwritten.
+        state: The weights.
+        source: The file they are from, for an error.
+        may_differ: Beginnings of the names of layers whose shapes may be others; such tensors are left out.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        ValueError: If no name is in both, or shapes differ anywhere else: weights of another architecture. The message
+            names the first; the model is then left as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> print(load_matching(model, {"net.0.weight": torch.ones(3, 2)}, "weights.pt"))
+        1 of 4 tensors are from the file; as they were (3): 0.bias, 1.weight, 1.bias
+    """
+    wanted = model.state_dict()
+    renamed = renamed_for(wanted, state)
+    common = [name for name in wanted if name in renamed]
+    must = f"`weights` must fit the model {type(model).__name__}, got {str(source)!r}"
+    if not common:
+        raise ValueError(
+            f"{must} with other names: {shorten(list(state), 3)}, where the model has {shorten(list(wanted), 3)}."
+        )
+    other = [name for name in common if renamed[name].shape != wanted[name].shape]
+    wrong = [name for name in other if not name.startswith(tuple(may_differ))]
+    if wrong:
+        shapes = _other_shapes({name: wanted[name] for name in wrong}, renamed)
+        raise ValueError(f"{must} with other shapes ({len(wrong)}): {shorten(shapes)}.")
+    loaded = {name: renamed[name] for name in common if name not in other}
+    model.load_state_dict({**wanted, **loaded})
+    left_out = tuple(name for name in renamed if name not in loaded)
+    return PartialLoad(tuple(loaded), left_out, tuple(name for name in wanted if name not in loaded))
+
+
+def renamed_for(wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under the prefix by which most of their names are a model's.
+
+    Args:
+        wanted: The model's state dict.
+        state: The weights.
+    """
+    return max(_renamings(state, list(wanted)), key=lambda names: len(names.keys() & wanted.keys()))
+
+
+def _other_shapes(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are in both with different shapes, with these."""
+    return [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
 
 
 def _renamings(state: Mapping[str, torch.Tensor], wanted: list[str]) -> list[dict[str, torch.Tensor]]:

@@ -18,7 +18,8 @@ try:
     from ultralytics.data.augment import Compose, Format, LetterBox
     from ultralytics.data.build import build_dataloader, build_yolo_dataset
     from ultralytics.data.dataset import YOLODataset
-    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+    from ultralytics.nn.modules import Detect
+    from ultralytics.nn.tasks import DetectionModel, torch_safe_load, yaml_model_load
     from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
     from ultralytics.utils.nms import non_max_suppression
     from ultralytics.utils.ops import xywh2xyxy
@@ -36,6 +37,7 @@ finally:
 __all__ = [
     "DEFAULT_CFG",
     "Compose",
+    "Detect",
     "DetectionModel",
     "Format",
     "IterableSimpleNamespace",
@@ -46,6 +48,7 @@ __all__ = [
     "build_yolo_dataset",
     "get_cfg",
     "non_max_suppression",
+    "torch_safe_load",
     "ultralytics_version",
     "xywh2xyxy",
     "yaml_model_load",

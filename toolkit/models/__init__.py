@@ -1,6 +1,7 @@
-"""Networks, and the module that trains an image classifier.
+"""Networks, and the modules that train an image classifier and a detector.
 
-`ImageClassifier` is imported on first use: the networks alone do not need Lightning.
+`ImageClassifier` and `YOLOv5` are imported on first use: the networks alone do not need Lightning, and detection needs
+the extra `detection`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from toolkit.models.resnet import (
 
 if TYPE_CHECKING:
     from toolkit.models.classification import ImageClassifier
+    from toolkit.models.yolo import YOLOv5
 
 __all__ = [
     "RESNETS",
     "CifarResNet",
     "ImageClassifier",
+    "YOLOv5",
     "build_network",
     "build_resnet",
     "network_names",
@@ -43,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from toolkit.models.classification import ImageClassifier
 
         return ImageClassifier
+    if name == "YOLOv5":
+        from toolkit.models.yolo import YOLOv5
+
+        return YOLOv5
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
