@@ -17,6 +17,7 @@ from .image_folder import ImageFolderDataModule
 from .pruned import PrunedDataModule
 
 if TYPE_CHECKING:
+    from .street_scenes import StreetScenesDataModule
     from .yolo import YOLODataModule
 
 __all__ = [
@@ -25,11 +26,12 @@ __all__ = [
     "DigitsDataModule",
     "ImageFolderDataModule",
     "PrunedDataModule",
+    "StreetScenesDataModule",
     "YOLODataModule",
 ]
 
 #: What needs the extra `detection`, and the module that it is in.
-_DETECTION = {"YOLODataModule": "yolo"}
+_DETECTION = {"StreetScenesDataModule": "street_scenes", "YOLODataModule": "yolo"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The folder where features, selections and baselines are kept between runs.
+"""The folder where features, selections, baselines and drawn data sets are kept between runs.
 
 `python -m toolkit.cache` shows where it is and what is in it; `python -m toolkit.cache --clear` empties it.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 #: Environment variable that names the folder.
 ENVIRONMENT_VARIABLE = "TOOLKIT_CACHE"
 #: What the folder holds, one sub-folder each.
-KINDS = ("features", "selections", "baselines")
+KINDS = ("features", "selections", "baselines", "scenes")
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
     """Show or clear the cache folder."""
     parser = argparse.ArgumentParser(prog="python -m toolkit.cache", description=main.__doc__)
     parser.add_argument("--cache_dir", help=f"the folder; ${ENVIRONMENT_VARIABLE} or a folder in ~/.cache if not given")
-    parser.add_argument("--clear", action="store_true", help="delete the features, selections and baselines kept there")
+    parser.add_argument("--clear", action="store_true", help="delete what the toolkit keeps there")
     options = parser.parse_args(args)
     folder = cache_folder(options.cache_dir)
     if options.clear:
