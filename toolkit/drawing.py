@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from toolkit.representations.base import image_key
 from toolkit.validation import invalid
 
 if TYPE_CHECKING:
@@ -20,6 +22,20 @@ _THUMBNAIL = 192
 DARK, MUTED = "#222222", "#666666"
 BLUE, ORANGE = "#1b6ca8", "#c8501e"
 
+#: Colours of boxes by class, told apart by people who see red and green alike too (Okabe and Ito, "Color universal
+#: design", 2008); classes beyond them start over.
+_BOX_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+#: Pixels of an image's longer side for each pixel of a box's line.
+_PIXELS_A_LINE = 160
+
 
 def displayable(sample: Any) -> npt.NDArray[Any] | None:
     """A data set's sample as an array that can be shown, shape (H, W) or (H, W, 3); None if it is no image.
@@ -28,8 +44,9 @@ def displayable(sample: Any) -> npt.NDArray[Any] | None:
     are stretched to it.
     """
     image = sample[0] if isinstance(sample, (tuple, list)) and len(sample) else sample
-    if isinstance(image, dict):
-        image = next((image[key] for key in ("image", "images", "pixel_values", "x") if key in image), None)
+    if isinstance(image, Mapping):
+        key = image_key(image)
+        image = None if key is None else image[key]
     if type(image).__module__.partition(".")[0] == "PIL":
         return np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.dtype.kind in "fiub":
@@ -47,11 +64,77 @@ def displayable(sample: Any) -> npt.NDArray[Any] | None:
     return array if low >= 0 and high <= 1 else (array - low) / max(high - low, 1e-12)
 
 
+def boxes_of(sample: Any) -> npt.NDArray[np.float32] | None:
+    """The boxes of a detection data set's sample, or None if it is none.
+
+    Args:
+        sample: A dictionary with `bboxes` (n, 4), centre, width and height in [0, 1] of its image, and `cls` (n,).
+
+    Returns:
+        Shape (n, 5): class, centre x, centre y, width and height.
+
+    Example:
+        >>> boxes_of({"bboxes": torch.tensor([[0.5, 0.5, 0.25, 0.5]]), "cls": torch.tensor([[2.0]])})
+        array([[2.  , 0.5 , 0.5 , 0.25, 0.5 ]], dtype=float32)
+    """
+    if not isinstance(sample, Mapping) or not {"bboxes", "cls"} <= sample.keys():
+        return None
+    places = np.asarray(sample["bboxes"], dtype=np.float32).reshape(-1, 4)
+    classes = np.asarray(sample["cls"], dtype=np.float32).reshape(-1, 1)
+    return np.concatenate([classes, places], axis=1) if len(classes) == len(places) else None
+
+
+def with_boxes(image: npt.NDArray[Any], boxes: npt.NDArray[np.float32] | None) -> npt.NDArray[Any]:
+    """An image with the outlines of its boxes on it, one colour a class; the image itself is not changed.
+
+    Args:
+        image: Shape (H, W) or (H, W, 3), uint8 or in [0, 1], of the size at which it is shown.
+        boxes: From `boxes_of`, or None.
+
+    Example:
+        >>> drawn = with_boxes(np.zeros((8, 8), np.uint8), np.float32([[0, 0.5, 0.5, 0.5, 0.5]]))
+        >>> drawn[:, :, 0].max(axis=1).tolist()
+        [0, 0, 230, 230, 230, 230, 230, 0]
+    """
+    if boxes is None or not len(boxes):
+        return image
+    drawn = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
+    height, width = drawn.shape[:2]
+    scale = 1.0 if drawn.dtype == np.uint8 else 255.0
+    line = max(1, round(max(height, width) / _PIXELS_A_LINE))
+    for label, x, y, w, h in boxes.tolist():
+        left, right = (int(np.clip(round((x + side * w / 2) * width), 0, width - 1)) for side in (-1, 1))
+        top, bottom = (int(np.clip(round((y + side * h / 2) * height), 0, height - 1)) for side in (-1, 1))
+        colour = np.asarray(_BOX_COLOURS[int(label) % len(_BOX_COLOURS)]) / scale
+        drawn[top : top + line, left : right + 1] = colour
+        drawn[max(0, bottom - line + 1) : bottom + 1, left : right + 1] = colour
+        drawn[top : bottom + 1, left : left + line] = colour
+        drawn[top : bottom + 1, max(0, right - line + 1) : right + 1] = colour
+    return drawn
+
+
+def label_text(label: Any, class_names: Sequence[str] | None = None) -> str:
+    """A label in words; several labels of one image with how often each occurs.
+
+    Example:
+        >>> label_text(1, ["car", "sign"]), label_text([0, 0, 1], ["car", "sign"]), label_text([])
+        ('sign', 'car x2 + sign', 'no objects')
+    """
+    if isinstance(label, (list, tuple)):
+        counts = Counter(label_text(item, class_names) for item in label)
+        return " + ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items()) or "no objects"
+    text = str(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
+    if class_names is not None and text.isdigit() and int(text) < len(class_names):
+        return str(class_names[int(text)])
+    return text
+
+
 def image_at(dataset: Any, index: int, name: str) -> npt.NDArray[Any]:
-    """An image of a data set in [0, 1], no larger than a thumbnail needs."""
+    """An image of a data set in [0, 1], no larger than a thumbnail needs, with its boxes where it has any."""
     if not -len(dataset) <= index < len(dataset):
         raise invalid(name, "one that has the images asked for", f"{len(dataset)} images, none at index {index}")
-    image = displayable(dataset[index])
+    sample = dataset[index]
+    image = displayable(sample)
     if image is None:
         raise invalid(name, "a data set of images", f"a sample that is none at index {index}")
     if image.dtype == np.uint8:
@@ -61,18 +144,14 @@ def image_at(dataset: Any, index: int, name: str) -> npt.NDArray[Any]:
         rows, columns = image.shape[0] // step, image.shape[1] // step
         image = image[: rows * step, : columns * step]
         image = image.reshape(rows, step, columns, step, *image.shape[2:]).mean(axis=(1, 3))
-    return image
+    return with_boxes(image, boxes_of(sample))
 
 
 def class_name(labels: Sequence[Any] | None, index: Any, class_names: Sequence[str] | None) -> str:
     """The class of an image in words; empty where there are no labels."""
     if labels is None:
         return ""
-    label = labels[int(index)]
-    text = str(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
-    if class_names is not None and text.isdigit() and int(text) < len(class_names):
-        return str(class_names[int(text)])
-    return text
+    return label_text(labels[int(index)], class_names)
 
 
 def fit(text: str, width: float, size: float, weight: str = "normal") -> str:

@@ -13,14 +13,17 @@ from toolkit.drawing import (
     DARK,
     MUTED,
     ORANGE,
+    boxes_of,
     check_length,
     check_number,
     class_name,
     displayable,
     fit,
     image_at,
+    label_text,
     new_figure,
     text_width,
+    with_boxes,
 )
 from toolkit.insight import near_duplicates
 from toolkit.validation import invalid
@@ -89,23 +92,24 @@ def plot_groups(
     columns = min(n_members, int(sizes.max()) + 1)
     figure = Figure(figsize=(1.1 * columns + 1.6, 1.3 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
-    names = None if selection.labels is None else selection.labels.names()
     for row, stays in zip(grid, shown, strict=True):
         members = gone[selection.representative[gone] == stays]
         members = members[np.argsort(selection.distance[members], kind="stable")]
         for axes, index in zip(row, [stays, *members[: columns - 1]], strict=False):
-            image = displayable(dataset[int(index)])
+            sample = dataset[int(index)]
+            image = displayable(sample)
             if image is None:
                 raise invalid("dataset", "a data set of images", f"a sample that is none at index {int(index)}")
-            axes.imshow(image, cmap="gray", interpolation="nearest")
+            axes.imshow(with_boxes(image, boxes_of(sample)), cmap="gray", interpolation="nearest")
             axes.set_title("kept" if index == stays else f"{selection.distance[index]:.2g}", fontsize=7, pad=2)
         for axes in row:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(bool(axes.images) and axes is row[0])
             axes.spines[:].set(color="green", linewidth=3)
-        label = "" if names is None or selection.labels is None else names[selection.labels.codes[stays]]
-        if class_names is not None and label.isdigit() and int(label) < len(class_names):
-            label = class_names[int(label)]
+        label = ""
+        if selection.labels is not None:
+            labels = selection.labels.sets[selection.labels.codes[stays]]
+            label = label_text(labels[0] if len(labels) == 1 else labels, class_names)
         row[0].set_ylabel(f"{label}\n{len(members) + 1} images", fontsize=7, rotation=0, ha="right", va="center")
     return figure
 

@@ -174,7 +174,7 @@ def test_class_names_are_for_labels_that_are_numbers(digits, vectors, tmp_path):
     labels = [[int(label), 7] if label < 3 else int(label) for label in digits.tensors[1]]
     selection = SemanticSelector(vectors, 0.8, progress=False).select(digits, labels=labels)
     path = write(selection, digits, tmp_path / "report.html", class_names=["zero", "one", "two", "three"])
-    assert facts_of(path)["classes"] == ["0;7", "1;7", "2;7", "three", "4", "5", "6", "7", "8", "9"]
+    assert facts_of(path)["classes"] == ["zero + 7", "one + 7", "two + 7", "three", "4", "5", "6", "7", "8", "9"]
 
 
 def test_large_trees_leave_room_for_thumbnails(selection, digits, tmp_path, monkeypatch):
@@ -207,3 +207,17 @@ def test_more_images_than_thumbnails_can_be(tmp_path):
     selection = RandomSelector(0.5).select(range(200_001))
     with pytest.raises(ValueError, match="`max_images` must be at most 200000, got 200001"):
         write(selection, range(200_001), tmp_path / "report.html", max_images=10**6)
+
+
+def test_objects_are_counted_by_class_where_images_hold_several(tmp_path, digits):
+    boxes = [[0, 0, 1] if index % 2 else [1] for index in range(len(digits))]
+    boxes[0] = []
+    selection = RandomSelector(0.5, seed=1).select(range(len(digits)), labels=boxes)
+    path = write(selection, digits, tmp_path / "report.html", class_names=["car", "sign"])
+    facts = facts_of(path)
+    assert facts["objects"] == ["car", "sign"]
+    assert facts["classes"] == ["no objects", "car + sign", "sign"]
+    counts = np.bincount(array_of(path, "object-label"), array_of(path, "object-count"))
+    assert counts.tolist() == [sum(item.count(label) for item in boxes) for label in (0, 1)]
+    plain = write(RandomSelector(0.5).select(digits), digits, tmp_path / "plain.html")
+    assert facts_of(plain)["objects"] is None

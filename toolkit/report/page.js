@@ -73,6 +73,36 @@ function showCounts() {
   });
   showProfile();
   showTable();
+  if (facts.objects) showObjects();
+}
+
+// For each class of object the images that hold it and its boxes, all and kept, at this cut.
+function showObjects() {
+  const {selection} = view, {image, label, count} = selection.objects;
+  const rows = facts.objects.map(() => [0, 0, 0, 0]);
+  image.forEach((index, k) => {
+    const row = rows[label[k]], stays = selection.stays(index);
+    row[0] += 1;
+    row[2] += count[k];
+    if (stays) {
+      row[1] += 1;
+      row[3] += count[k];
+    }
+  });
+  const share = (kept, all) => {
+    const value = (100 * kept) / Math.max(1, all);
+    return make("td", {class: "share", style: `--p: ${value.toFixed(1)}%`}, value.toFixed(1));
+  };
+  const heads = ["class", "images", "kept", "kept %", "boxes", "kept", "kept %"];
+  element("objects").hidden = false;
+  element("object-table").replaceChildren(
+    make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", {scope: "col"}, head)))),
+    make("tbody", {}, ...rows.map(([images, imagesKept, boxes, boxesKept], c) => make(
+      "tr", {}, make("th", {scope: "row", title: facts.objects[c]}, facts.objects[c]),
+      make("td", {}, whole(images)), make("td", {}, whole(imagesKept)), share(imagesKept, images),
+      make("td", {}, whole(boxes)), make("td", {}, whole(boxesKept)), share(boxesKept, boxes),
+    ))),
+  );
 }
 
 function showTable() {

@@ -360,6 +360,7 @@ class Selection {
     this.classes = facts.classes || ["all"];
     this.ids = arrays.ids || null;
     this.scores = arrays.scores || null;
+    this.objects = {image: arrays["object-image"], label: arrays["object-label"], count: arrays["object-count"]};
     this.saved = {
       status: arrays.status, group: Int32Array.from(arrays.group),
       representative: Int32Array.from(arrays.representative), distance: arrays.distance, heights: null,

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from toolkit.distributed import world
-from toolkit.drawing import displayable
+from toolkit.drawing import boxes_of, displayable, with_boxes
 from toolkit.reproducibility import preserved_rng
 from toolkit.validation import invalid
 
@@ -80,7 +80,8 @@ def make_sheets(dataset: Any, order: npt.NDArray[np.int64], most_bytes: int, *, 
 
     Every image is read once. Thumbnails are as large as `side_for` says, or as the first images are if these are
     smaller. Every sheet may have its share of the bytes that are left, and is written at the best quality of lossless,
-    90, 80, ... 10 at which it fits, no better than the sheet before it.
+    90, 80, ... 10 at which it fits, no better than the sheet before it. Boxes of a detection data set are
+    drawn on them.
 
     Args:
         dataset: Anything with `__getitem__` that gives images, alone or first in a tuple.
@@ -100,7 +101,7 @@ def make_sheets(dataset: Any, order: npt.NDArray[np.int64], most_bytes: int, *, 
     ):
         images = _images(dataset, order, failures)
         first = list(itertools.islice(images, _FIRST))
-        largest = max((max(image.shape[:2]) for image in first if image is not None), default=_SIDES[-1])
+        largest = max((max(found[0].shape[:2]) for found in first if found is not None), default=_SIDES[-1])
         side = min(side_for(len(order)), largest)
         side += side % 2  # Two neighbours share no pixel of colour, which WebP keeps at half the resolution.
         sizes = np.zeros((len(order), 2), np.uint8)
@@ -110,9 +111,9 @@ def make_sheets(dataset: Any, order: npt.NDArray[np.int64], most_bytes: int, *, 
         for start in range(0, len(order), _PER_SHEET):
             count = min(_PER_SHEET, len(order) - start)
             sheet = np.full((-(-count // _COLUMNS) * side, min(count, _COLUMNS) * side, 3), _PAPER, np.uint8)
-            for place, image in enumerate(itertools.islice(images, count)):
-                if image is not None:
-                    small = shrunk(image, side)
+            for place, found in enumerate(itertools.islice(images, count)):
+                if found is not None:
+                    small = with_boxes(shrunk(found[0], side), found[1])
                     height, width = small.shape[:2]
                     top, left = place // _COLUMNS * side, place % _COLUMNS * side
                     sheet[top : top + height, left : left + width] = small if small.ndim == 3 else small[..., None]
@@ -158,11 +159,14 @@ def encoded(sheet: npt.NDArray[np.uint8], quality: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def _images(dataset: Any, order: npt.NDArray[np.int64], failures: list[str]) -> Iterator[npt.NDArray[np.uint8] | None]:
-    """The images as bytes; None, and a line in `failures`, for those that cannot be read."""
+def _images(
+    dataset: Any, order: npt.NDArray[np.int64], failures: list[str]
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None] | None]:
+    """The images as bytes, with their boxes if any; None, and a line in `failures`, for those that cannot be read."""
     for index in order.tolist():
         try:
-            image = displayable(dataset[index])
+            sample = dataset[index]
+            image, boxes = displayable(sample), boxes_of(sample)
         except Exception as error:  # whatever a user's data set raises: one broken file must not cost the report
             failures.append(f"index {index}: {error!r}")
             yield None
@@ -171,6 +175,7 @@ def _images(dataset: Any, order: npt.NDArray[np.int64], failures: list[str]) -> 
             failures.append(f"index {index}: the sample is no image")
             yield None
         elif image.dtype == np.uint8:
-            yield image
+            yield image, boxes
         else:
-            yield (np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+            levels = np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255
+            yield levels.round().astype(np.uint8), boxes

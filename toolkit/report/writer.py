@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import toolkit
+from toolkit.drawing import label_text
 from toolkit.insight import influential_pairs, most_isolated
 from toolkit.report.packing import array_element, json_text, narrowest, plain, text_element
 from toolkit.report.projection import points_of
@@ -177,6 +178,7 @@ def _facts(
         "staying": [STATUSES[code] for code in _STAYING],
         "cutStatus": selection.cut_status,
         "classes": _class_titles(selection, class_names),
+        "objects": _object_titles(selection, class_names),
         "edits": [[int(index), bool(stays)] for index, stays in selection.edits.items()],
         "recut": recut.facts,
         "noRecut": recut.missing,
@@ -193,11 +195,14 @@ def _class_titles(selection: Selection, class_names: Sequence[str] | None) -> li
     """What to call each class."""
     if selection.labels is None:
         return None
-    titles = []
-    for name in selection.labels.names():
-        known = class_names is not None and name.isdigit() and int(name) < len(class_names)
-        titles.append(str(class_names[int(name)]) if known and class_names is not None else name)
-    return titles
+    return [label_text(of[0] if len(of) == 1 else of, class_names) for of in selection.labels.sets]
+
+
+def _object_titles(selection: Selection, class_names: Sequence[str] | None) -> list[str] | None:
+    """What to call each label, where images hold several or none: those of their objects."""
+    if selection.labels is None or selection.labels.are_single:
+        return None
+    return [label_text(label, class_names) for label in selection.labels.occurrences().labels]
 
 
 def _arrays(selection: Selection, shown: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
@@ -211,6 +216,9 @@ def _arrays(selection: Selection, shown: npt.NDArray[np.int64]) -> dict[str, npt
     }
     if selection.labels is not None:
         arrays["codes"] = selection.labels.codes
+        if not selection.labels.are_single:
+            found = selection.labels.occurrences()
+            arrays |= {"object-image": found.image, "object-label": found.label, "object-count": found.count}
     return arrays
 
 
