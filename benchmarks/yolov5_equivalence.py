@@ -4,7 +4,10 @@
 
 Training: for each seed both start from the same initial weights and train with ultralytics' default settings and
 `optimizer=SGD`; losses and scores of each epoch are kept. Their loaders draw other random numbers, so the runs differ
-as two runs of one of them do; from the same batches both give the same weights (tests/models/test_yolo.py).
+as two runs of one of them do.
+
+Same batches: ultralytics' own trainer and the module on the same few batches, again and again; the largest difference
+of the weights, the averages, and the losses of the last epoch in training and validation (of which theirs are rounded).
 
 Evaluation: the last weights by both evaluators, on the very same detections and each with its own loop. The rule by
 which the area under the curve is taken differs, so ultralytics' matches are also put under COCO's rule.
@@ -15,7 +18,10 @@ ultralytics reads a copy of the data, as it writes into the folder it reads.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
+import functools
+import itertools
 import os
 import shutil
 import sys
@@ -34,6 +40,7 @@ import torch
 import ultralytics
 import yaml
 from common import versions, write_results
+from torch.utils.data import DataLoader
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn.tasks import DetectionModel
 
@@ -67,7 +74,7 @@ class Epochs(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
-        self.seconds = time.perf_counter() - self.start
+        self.times = {"seconds": time.perf_counter() - self.start, "seconds validating": self.validating}
 
     def on_train_batch_start(self, trainer: L.Trainer, *rest: Any) -> None:
         """Keep the epoch before, once its means are there."""
@@ -80,7 +87,7 @@ class Epochs(L.Callback):
 
     def _keep(self, trainer: L.Trainer) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({**metrics, "seconds": self.seconds, "seconds validating": self.validating})
+        self.rows.append({**metrics, **self.times})
 
 
 def main() -> None:
@@ -103,14 +110,16 @@ def main() -> None:
     warnings.simplefilter("ignore")
     training, evaluation = [], []
     with tempfile.TemporaryDirectory() as folder:
-        copy = copy_of_data(options.data, Path(folder) / "data")
+        data = copy_of_data(options.data, Path(folder) / "data")
+        same = None if options.without_theirs else same_batches(options, data, Path(folder) / "same")
+        print(same)
         for seed in options.seeds:
             model, datamodule, rows, initial = train_own(options, seed)
             run = {"seed": seed, "toolkit": rows}
             if not options.without_theirs:
-                run["ultralytics"] = train_theirs(options, seed, copy, initial, Path(folder) / f"run{seed}")
+                run["ultralytics"] = train_theirs(options, seed, data, initial, Path(folder) / f"run{seed}")
             training.append(run)
-            evaluation.append({"seed": seed, **evaluate(options, model, datamodule, copy, Path(folder))})
+            evaluation.append({"seed": seed, **evaluate(options, model, datamodule, data, Path(folder))})
             print(evaluation[-1])
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     settings |= {"data": options.data.name, "weights": options.weights.name, "output": options.output.name}
@@ -122,6 +131,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "settings": settings,
             "final": [final(run) for run in training],
+            "same batches": same,
             "evaluation": evaluation,
             "training": training,
         },
@@ -143,22 +153,78 @@ def train_own(options: Any, seed: int) -> tuple[YOLOv5, YOLODataModule, list[dic
     model = YOLOv5(options.network, datamodule.num_classes, options.weights)
     initial = {name: value.clone() for name, value in model.network.state_dict().items()}
     epochs = Epochs()
-    trainer = L.Trainer(
-        max_epochs=options.epochs,
-        accelerator="gpu" if options.device == "cuda" else "cpu",
-        devices=1,
-        callbacks=[epochs],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(model, datamodule=datamodule)
+    trainer_for(options, callbacks=[epochs], max_epochs=options.epochs).fit(model, datamodule=datamodule)
     return model, datamodule, epochs.rows, initial
 
 
 def train_theirs(options: Any, seed: int, data: Path, initial: dict[str, Any], folder: Path) -> list[dict[str, float]]:
     """Train with ultralytics from the same weights; what each epoch gave, by the names that the toolkit uses."""
+    starts: list[float] = []
+    ends: list[float] = []
+    trainer = their_trainer(options, data, initial, folder, seed=seed, epochs=options.epochs)
+    trainer.add_callback("on_train_epoch_start", lambda trainer: starts.append(time.perf_counter()))
+    trainer.add_callback("on_fit_epoch_end", lambda trainer: ends.append(time.perf_counter()))
+    trainer.train()
+    rows = their_rows(trainer)[: options.epochs]
+    return [{**row, "seconds": end - start} for row, start, end in zip(rows, starts, ends, strict=False)]
+
+
+def same_batches(options: Any, data: Path, folder: Path, n_batches: int = 6, epochs: int = 3) -> dict[str, Any]:
+    """Both trainers on the same batches, three of which are added up for a step after the first epoch."""
+    L.seed_everything(0)
+    datamodule = YOLODataModule(options.data, options.imgsz, options.batch_size, num_workers=0)
+    datamodule.setup("fit")
+    batches = list(itertools.islice(datamodule.train_dataloader(), n_batches))
+    loader = functools.partial(
+        DataLoader,
+        range(len(batches) * options.batch_size),
+        batch_size=options.batch_size,
+        collate_fn=lambda places: copy.deepcopy(batches[places[0] // options.batch_size]),
+    )
+    datamodule.train_dataloader = loader  # type: ignore[method-assign]
+    settings = {"nominal_batch_size": 3 * options.batch_size, "warmup_epochs": 1.0}
+    model = YOLOv5(options.network, datamodule.num_classes, options.weights, **settings)
+    initial = {name: value.clone() for name, value in model.network.state_dict().items()}
+    run = trainer_for(options, max_epochs=epochs)
+    run.fit(model, datamodule=datamodule)
+    theirs = their_trainer(
+        options, data, initial, folder, loader, epochs=epochs, nbs=3 * options.batch_size, warmup_epochs=1.0
+    )
+    theirs.train()
+    last, average = their_rows(theirs)[epochs - 1], model._average
+    assert average is not None
+    return {
+        "batches": n_batches,
+        "epochs": epochs,
+        "steps": [run.global_step, theirs.ema.updates],
+        "weights": difference(average.values, theirs.model.state_dict()),
+        "averaged weights": difference(model.network.state_dict(), theirs.ema.ema.state_dict()),
+        "losses": max(abs(last[name] - float(run.callback_metrics[name])) for name in last if "loss" in name),
+    }
+
+
+def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """The largest difference between two state dicts."""
+    return max(float((value.float() - second[name].cpu().float()).abs().max()) for name, value in first.items())
+
+
+def trainer_for(options: Any, **settings: Any) -> L.Trainer:
+    """Lightning's trainer with nothing but what is measured."""
+    return L.Trainer(
+        accelerator="gpu" if options.device == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def their_trainer(
+    options: Any, data: Path, initial: dict[str, Any], folder: Path, loader: Any = None, **settings: Any
+) -> DetectionTrainer:
+    """The trainer of ultralytics, starting from some weights, maybe with a training loader that is given."""
 
     class Trainer(DetectionTrainer):
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
@@ -166,16 +232,22 @@ def train_theirs(options: Any, seed: int, data: Path, initial: dict[str, Any], f
             model.load_state_dict(initial)
             return model
 
-    trainer = Trainer(
+        def get_dataloader(self, path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+            own = super().get_dataloader(path, batch_size, rank, mode)
+            if mode != "train" or loader is None:
+                return own
+            result = loader()
+            result.reset = lambda: None  # which it calls when mosaic ends
+            return result
+
+    return Trainer(
         overrides={
             "model": options.network,
             "pretrained": False,
             "data": str(data),
             "imgsz": options.imgsz,
             "batch": options.batch_size,
-            "epochs": options.epochs,
             "optimizer": "SGD",
-            "seed": seed,
             "workers": 0,
             "device": "0" if options.device == "cuda" else "cpu",
             "amp": False,
@@ -183,24 +255,24 @@ def train_theirs(options: Any, seed: int, data: Path, initial: dict[str, Any], f
             "verbose": False,
             "project": str(folder.parent),
             "name": folder.name,
+            **settings,
         }
     )
-    starts: list[float] = []
-    ends: list[float] = []
-    trainer.add_callback("on_train_epoch_start", lambda trainer: starts.append(time.perf_counter()))
-    trainer.add_callback("on_fit_epoch_end", lambda trainer: ends.append(time.perf_counter()))
-    trainer.train()
+
+
+def their_rows(trainer: DetectionTrainer) -> list[dict[str, float]]:
+    """What each epoch gave, by the names that the toolkit uses."""
     with (Path(trainer.save_dir) / "results.csv").open() as file:
         rows = [{name.strip(): float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    result = []
-    for row, start, end in zip(rows[: options.epochs], starts, ends, strict=False):
-        found = {f"{stage}/{name}": row[f"{stage}/{name}"] for stage in ("train", "val") for name in LOSSES}
-        found |= {f"val/{name}": row[theirs] for name, theirs in SCORES.items()}
-        result.append({**found, "seconds": end - start})
-    return result
+    losses = [f"{stage}/{name}" for stage in ("train", "val") for name in LOSSES]
+    scores = {f"val/{name}": theirs for name, theirs in SCORES.items()}
+    return [
+        {name: row[theirs] for name, theirs in {**dict(zip(losses, losses, strict=True)), **scores}.items()}
+        for row in rows
+    ]
 
 
-def evaluate(options: Any, model: YOLOv5, datamodule: YOLODataModule, copy: Path, folder: Path) -> dict[str, Any]:
+def evaluate(options: Any, model: YOLOv5, datamodule: YOLODataModule, data: Path, folder: Path) -> dict[str, Any]:
     """The same weights under both evaluators."""
     device = torch.device(options.device)
     model.to(device).eval()
@@ -228,11 +300,10 @@ def evaluate(options: Any, model: YOLOv5, datamodule: YOLODataModule, copy: Path
     their_seconds = time.perf_counter() - start
     by_coco = coco_rule(stats["tp"], stats["conf"], stats["pred_cls"], stats["target_cls"])
 
-    trainer = L.Trainer(accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, logger=False)
-    [loop] = trainer.validate(model, datamodule=datamodule, verbose=False)
+    [loop] = trainer_for(options).validate(model, datamodule=datamodule, verbose=False)
     yolo = ultralytics.YOLO(model.export(folder / "weights.pt"))
     their_loop = yolo.val(
-        data=str(copy),
+        data=str(data),
         imgsz=options.imgsz,
         batch=2 * options.batch_size,
         max_det=model.max_det,

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detection_data import write_data
 
 import toolkit
 from toolkit import Selection, cli
 from toolkit.datamodules import DigitsDataModule
-from toolkit.models import ImageClassifier
+from toolkit.models import ImageClassifier, YOLOv5
 
 ROOT = Path(toolkit.__file__).parent.parent
 README = ROOT / "README.md"
@@ -32,6 +33,7 @@ def examples():
         "watch",
         "paths",
         "auto",
+        "detect",
     ]
     assert README.read_text().count("```python") == len(found), "every example is run here"
     return dict(found)
@@ -47,6 +49,8 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = ImageClassifier("resnet20", in_channels=1)
     torch.save(model.state_dict(), "baseline.ckpt")
+    write_data(tmp_path)
+    torch.save(YOLOv5("yolov5n.yaml", num_classes=3).network.state_dict(), "pretrained.pt")
     digits = DigitsDataModule()
     digits.setup("fit")
     dataset = digits.evaluation_dataset()
@@ -72,8 +76,8 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
     assert len(names["again"].kept) == 1078
     assert len(names["report"]) == 4
     assert len(Selection.load("selection").kept) == 1213
-    names["datamodule"].setup("fit")
-    assert len(names["datamodule"].train_dataloader().dataset) == 1213
+    assert len(names["datamodule"].train_dataloader().dataset) == 10
+    assert (tmp_path / "trained.pt").is_file()
 
 
 def test_set_up_commands_are_the_ones_that_ci_runs():

@@ -71,7 +71,7 @@ def report_selection(
     if runs:
         lines += ["", *_aligned([("run", "images", "s/epoch", "score"), *(run.row() for run in runs)])]
     summary = {
-        "classes": None if selection is None else selection.counts(),
+        "classes": None if selection is None else _counts_by_class(selection),
         "kept": None if selection is None else len(selection.kept),
         "removed": None if selection is None else len(selection.removed),
         "seconds_choosing": getattr(datamodule, "seconds_choosing", None),
@@ -85,6 +85,12 @@ def report_selection(
     lines.append(f"cache: {kept_in} ({size}; python -m toolkit.cache --clear empties it)")
     print("\n".join(lines))
     return summary
+
+
+def _counts_by_class(selection: Selection) -> dict[str, dict[str, int]]:
+    """Images kept and removed of each class; where images hold several labels, images and boxes of each label."""
+    is_plain = selection.labels is None or selection.labels.are_single
+    return selection.counts() if is_plain else selection.class_counts()
 
 
 def report_leaks(datamodule: Any, test: Any, found: Leaks, folder: Path) -> None:

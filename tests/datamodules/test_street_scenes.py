@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("ultralytics")
+pytest.importorskip("toolkit.detection.ultralytics_parts", exc_type=ImportError)
 
 from toolkit import WaveletScattering, WaveletSelector, cache
 from toolkit.datamodules import PrunedDataModule, StreetScenesDataModule

@@ -11,7 +11,7 @@ import torch
 from detection_data import NAMES, write_data
 from PIL import Image
 
-pytest.importorskip("ultralytics")
+pytest.importorskip("toolkit.detection.ultralytics_parts", exc_type=ImportError)
 
 from toolkit import Pixels, RandomSelector, WaveletSelector
 from toolkit.datamodules import PrunedDataModule, YOLODataModule

@@ -15,13 +15,16 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
 from detection_batches import TINY, collate, loader, samples
 from detection_data import NAMES, write_data
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-pytest.importorskip("ultralytics")
+# Through the toolkit, which puts back what importing ultralytics changes.
+pytest.importorskip("toolkit.detection.ultralytics_parts", exc_type=ImportError)
 
 import ultralytics
 
@@ -375,6 +378,14 @@ def test_loaders_that_do_not_tell_batches_are_refused():
     with pytest.raises(MisconfigurationException, match="must be one with a `batch_size`"):
         trainer(max_epochs=1).fit(tiny(), batches)
 
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            while True:
+                yield from samples(4)
+
+    with pytest.raises(MisconfigurationException, match="training data must have a length .*`limit_train_batches`"):
+        trainer(max_epochs=1).fit(tiny(), loader(Endless()))
+
 
 def test_two_processes_train_as_one_on_their_batches_together(tmp_path):
     script = Path(__file__).parent.parent / "scripts" / "ddp_yolo.py"
@@ -429,6 +440,11 @@ def test_classes_come_from_the_data_module():
     assert (model.num_classes, model.hparams.num_classes, model.class_names) == (3, 3, Data.class_names)
     assert before.keys() == model.network.model[:-1].state_dict().keys()
     assert "val/AP/bar" in run.callback_metrics
+
+    more = Data()
+    more.num_classes, more.class_names = 5, list("abcde")
+    trainer(fast_dev_run=True).fit(model, datamodule=more)
+    assert (model.num_classes, model.hparams.num_classes, model.class_names) == (5, 5, list("abcde"))
 
     given = YOLOv5(TINY, num_classes=4)
     trainer(fast_dev_run=True).fit(given, datamodule=Data())
@@ -650,6 +666,31 @@ def test_a_monitor_walks_between_images_of_a_detector(tmp_path, layer):
     assert {row["epoch"] for row in monitor.history} == {0, 1, 2}
     assert max(max(classes) for classes in monitor.report.classes) <= 3
     assert "boundary/random/crossing_rate" in {f"boundary/{row['stratum']}/crossing_rate" for row in monitor.history}
+
+
+@pytest.mark.filterwarnings("ignore")  # of jsonargparse, about what Lightning calls
+def test_a_config_builds_module_and_monitor_and_its_checkpoint_loads_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fit"])
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(TINY))
+    monitor = {"num_pairs": 5, "num_points": 5, "input_key": "img", "dirpath": str(tmp_path / "boundary")}
+    monitor["decision"] = "toolkit.models.yolo.most_confident_class"
+    data = {"data": str(write_data(tmp_path / "data")), "imgsz": 64, "batch_size": 4}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    callbacks = [{"class_path": "toolkit.callbacks.DecisionBoundaryMonitor", "init_args": monitor}]
+    config = {
+        "model": {"class_path": "toolkit.models.YOLOv5", "init_args": {"network": str(tmp_path / "own.yaml")}},
+        "data": {"class_path": "toolkit.datamodules.YOLODataModule", "init_args": data},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "callbacks": callbacks, **quiet},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--config", str(tmp_path / "config.yaml")]
+    options = {"subclass_mode_model": True, "subclass_mode_data": True, "seed_everything_default": False}
+    cli = LightningCLI(run=False, args=arguments, save_config_callback=None, **options)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert cli.trainer.callbacks[0].decision is most_confident_class
+    cli.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "own.yaml").unlink()
+    assert YOLOv5.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).class_names == list(NAMES)
 
 
 # ultralytics' own files.

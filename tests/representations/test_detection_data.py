@@ -22,7 +22,7 @@ from toolkit.representations.layer_table import layer_table
 @pytest.fixture(scope="module")
 def parts():
     """What the detection part has of ultralytics."""
-    pytest.importorskip("ultralytics")
+    pytest.importorskip("toolkit.detection.ultralytics_parts", exc_type=ImportError)
     from toolkit.detection import ultralytics_parts
 
     return ultralytics_parts

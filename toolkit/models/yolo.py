@@ -405,12 +405,11 @@ class YOLOv5(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         found = getattr(datamodule, "num_classes", None)
         if isinstance(found, int) and not isinstance(found, bool):
-            may_change = self._classes_from is None or (self._classes_from == "weights" and stage == "fit")
-            if may_change and found != self.num_classes:
-                set_classes(self.network, found)
-                self.hparams["num_classes"] = found
-            if may_change:
-                self._classes_from = "data"
+            # A trained head is replaced only where there is other data to train it on.
+            if self._classes_from is None or (self._classes_from != "given" and stage == "fit"):
+                if found != self.num_classes:
+                    set_classes(self.network, found)
+                self.hparams["num_classes"], self._classes_from = found, "data"
             if found > self.num_classes:
                 raise MisconfigurationException(
                     f"`num_classes` must be at least the data module's {found}, got {self.num_classes}. Leave it out "
@@ -518,6 +517,7 @@ class YOLOv5(L.LightningModule):
         """Evaluate the averaged weights."""
         self._seen = []
         if self.trainer.state.fn == TrainerFn.FITTING:
+            self._share_statistics()
             self._hold_average()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -560,6 +560,7 @@ class YOLOv5(L.LightningModule):
 
     def on_train_end(self) -> None:
         """From here on the module holds the averaged weights."""
+        self._share_statistics()
         self._hold_average()
 
     def on_fit_end(self) -> None:
@@ -666,17 +667,17 @@ class YOLOv5(L.LightningModule):
         numbers = range(self.num_classes)
         self.network.names = {number: names[number] if number < len(names) else str(number) for number in numbers}
 
+    def _share_statistics(self) -> None:
+        """Have the averaged buffers of the first process everywhere: unlike weights, they are each process' own."""
+        if world()[1] > 1 and self._average is not None:
+            for name, _ in self.network.named_buffers():
+                torch.distributed.broadcast(self._average.values[name], src=0)
+
     def _hold_average(self) -> None:
         """Have the averaged weights in the network, if they are beside it."""
-        average = self._average
-        if average is None or self._is_averaged:
-            return
-        if world()[1] > 1:
-            # Averages of weights are the same everywhere; statistics of batches are each process' own.
-            for name, _ in self.network.named_buffers():
-                torch.distributed.broadcast(average.values[name], src=0)
-        average.swap(self.network)
-        self._is_averaged = True
+        if self._average is not None and not self._is_averaged:
+            self._average.swap(self.network)
+            self._is_averaged = True
 
     def _loss(self, batch: dict[str, Any], predictions: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that ultralytics takes of each kind times the number of images, and the plain ones by name."""
