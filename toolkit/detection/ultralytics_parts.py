@@ -1,17 +1,20 @@
 """The only module that imports ultralytics: what the detection part uses of it, without its side effects.
 
 ultralytics is licensed under AGPL-3.0 and comes with the extra `detection`. Importing it changes how NumPy and PyTorch
-print and replaces `torch.save`; both are put back here, so that a program behaves the same with and without it.
+print and replaces `torch.save` and Pillow's `Image.open`; all are put back here, so that a program behaves the same with
+and without it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 
 _numpy_printing = np.get_printoptions()
 _torch_printing = {name: getattr(torch._tensor_str.PRINT_OPTS, name) for name in ("precision", "linewidth")}
 _torch_save = torch.save
+_pillow_open = Image.open
 try:
     from ultralytics import __version__ as ultralytics_version
     from ultralytics.cfg import get_cfg
@@ -33,6 +36,7 @@ finally:
     np.set_printoptions(**_numpy_printing)
     torch.set_printoptions(**_torch_printing)  # type: ignore[no-untyped-call]
     torch.save = _torch_save
+    Image.open = _pillow_open
 
 __all__ = [
     "DEFAULT_CFG",
