@@ -1,8 +1,8 @@
 """The only module that imports ultralytics: what the detection part uses of it, without its side effects.
 
 ultralytics is licensed under AGPL-3.0 and comes with the extra `detection`. Importing it changes how NumPy and PyTorch
-print and replaces `torch.save` and Pillow's `Image.open`; all are put back here, so that a program behaves the same with
-and without it.
+print and replaces `torch.save` and Pillow's `Image.open`; all are put back here, so that a program behaves the same
+with and without it.
 """
 
 from __future__ import annotations
