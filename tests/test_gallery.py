@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from drawn_scenes import DrawnScenes
+from torch.utils.data import Subset, TensorDataset
 
 from toolkit import RandomSelector, SemanticSelector, SSIMSelector, WaveletSelector, plotting
 from toolkit.gallery import save_pictures
@@ -85,3 +86,25 @@ def test_kept_fraction_marks_the_chosen_place(tmp_path, monkeypatch, digits_like
 def test_where_there_is_nothing_to_show_nothing_is_drawn(digits_like, tmp_path):
     assert save_pictures(RandomSelector(0.5).select(digits_like), digits_like, tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scenes_have_a_timeline_and_pairs_that_differ_in_their_classes(tmp_path, monkeypatch):
+    calls = drawn(monkeypatch)
+    scenes = DrawnScenes(30, video="drive")
+    selector = WaveletSelector(features=scenes.vectors(), n_groups=20, progress=False)
+    selection = selector.select(scenes)
+    assert len(selection.influential)
+    saved = names(save_pictures(selection, scenes, tmp_path, selector=selector, class_names=["a", "b", "c"]))
+    assert saved == {"groups", "timeline", "kept_fraction", "near_duplicates", "isolated", "influential"}
+    args, more = next((args, more) for args, more in calls["plot_pairs"] if "labels" in more["title"])
+    assert [sorted(label) for label in more["labels"]] == [sorted(label) for label in scenes.targets]
+    for first, second in args[1].tolist():
+        assert set(scenes.targets[first]) != set(scenes.targets[second])
+
+
+def test_a_subset_has_pictures_of_its_own_images(digits_like, tmp_path, monkeypatch):
+    calls = drawn(monkeypatch)
+    few = Subset(digits_like, [25, 15, 5, 6, 16, 26, 8])
+    selector = WaveletSelector(n_groups=4, progress=False)
+    save_pictures(selector.select(few), few, tmp_path, selector=selector)
+    assert all(args[0] is few for args, _ in calls["plot_pairs"])

@@ -4,10 +4,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from drawn_scenes import DrawnScenes
+from matplotlib.colors import to_hex
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from toolkit import SemanticSelector
+from toolkit import RandomSelector, SemanticSelector
+from toolkit.drawing import BLUE, DARK, ORANGE, class_color
 from toolkit.plotting import (
     displayable,
     plot_band_energy,
@@ -18,6 +21,7 @@ from toolkit.plotting import (
     plot_similarity_graph,
     plot_similarity_matrix,
     plot_spectrum,
+    plot_timeline,
 )
 
 
@@ -386,3 +390,108 @@ def test_errors_of_pictures(call, message):
 def test_errors_of_type(call):
     with pytest.raises(TypeError, match="`n_pairs` must be an integer, got 1.5"):
         call()
+
+
+def boxes_on(axes):
+    """The boxes drawn over the image on some axes: colours and shares of the image."""
+    (image,), frames = axes.images, axes.collections
+    if not frames:
+        return []
+    left, right, bottom, top = image.get_extent()
+    scale = np.array([right - left, bottom - top] * 2)
+    return [
+        (to_hex(color), *((path.get_extents().extents - [left, top, left, top]) / scale).round(4).tolist())
+        for path, color in zip(frames[0].get_paths(), frames[0].get_edgecolor(), strict=True)
+    ]
+
+
+def expected(scenes, index):
+    return [
+        (class_color(name), *np.round([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 4))
+        for name, (x, y, w, h) in zip(scenes.targets[index], scenes.boxes[index], strict=True)
+    ]
+
+
+def approx(boxes):
+    return [(color, pytest.approx(edges, abs=2e-4)) for color, *edges in boxes]
+
+
+def test_scenes_have_their_boxes_in_every_picture():
+    scenes = DrawnScenes(24)
+    names = ["car", "sign"]
+    selection = SemanticSelector(scenes.vectors(), 0.7, scope="dataset", progress=False).select(scenes)
+    gone = int(selection.removed[0])
+    stays = int(selection.representative[gone])
+    pairs = plot_pairs(scenes, [[gone, stays]], labels=scenes.targets, class_names=names)
+    isolated = plot_isolated(scenes, [gone, stays], labels=scenes.targets, class_names=names)
+    for figure in (pairs, isolated):
+        for axes, index in zip(figure.axes, (gone, stays), strict=True):
+            assert [(color, edges) for color, *edges in boxes_on(axes)] == approx(expected(scenes, index))
+        classes = sorted({*scenes.targets[gone], *scenes.targets[stays]})
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert texts == [[*names, "2"][number] for number in classes]
+    groups = plot_groups(selection, scenes, class_names=names)
+    assert sum(len(boxes_on(axes)) for axes in groups.axes if axes.images) > 10
+    graph = plot_similarity_graph(np.eye(24) + 0.5 - 0.5 * np.eye(24), scenes, n_edges=20, labels=scenes.targets)
+    assert sum(len(frames.get_paths()) for frames in graph.axes[0].collections[1:]) > 20
+
+
+def test_pairs_of_label_sets_differ_where_another_class_is_there():
+    scenes = DrawnScenes(6)
+    scenes.targets[:3] = [[0, 0, 1], [0, 1], [0]]
+    figure = plot_pairs(scenes, [[0, 1], [0, 2]], labels=scenes.targets, class_names=["car", "sign"])
+    colors = [to_hex(axes.spines["left"].get_edgecolor()) for axes in figure.axes]
+    assert colors == [DARK, DARK, BLUE, ORANGE]
+    texts = [text.get_text() for text in figure.texts]
+    assert "car x2 + sign" in texts
+    # What the other image has not comes first.
+    assert "sign + car x2" in texts
+
+
+@pytest.mark.parametrize("n_frames", [9, 177, 10_000])
+def test_a_timeline_is_dark_where_frames_stay(n_frames, tmp_path):
+    ids = [f"clips/night_{k:05}.jpg" for k in range(n_frames)] + [f"clips/x{k}.jpg" for k in range(8)]
+    selection = RandomSelector(0.3, seed=1).select(range(len(ids)), ids=ids)
+    figure = plot_timeline(selection)
+    long, short = figure.axes[0].images
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["night", "x"]
+    kept = np.isin(np.arange(n_frames), selection.kept)
+    columns = long.get_array()[0]
+    assert len(columns) == min(n_frames, 900)
+    assert long.get_extent()[:2] == [0, n_frames]
+    assert short.get_extent()[:2] == [0, 8]
+    if n_frames <= 900:
+        assert (columns == columns[np.argmin(kept)]).all(axis=1).tolist() == (~kept).tolist()
+    else:
+        edges = np.linspace(0, n_frames, 901).astype(int)
+        shares = np.array([kept[a:b].mean() for a, b in itertools.pairwise(edges)])
+        light = columns[np.argmin(shares)]
+        assert ((columns == light).all(axis=1) == (shares == 0)).all()
+        order = np.argsort(shares[shares > 0], kind="stable")
+        opacity = columns[shares > 0][order, 3]
+        assert (np.diff(opacity) >= 0).all()
+        assert opacity[0] > 0.5
+    gap = max(len(list(run)) for stays, run in itertools.groupby(kept) if not stays)
+    assert f"{kept.sum():,} of {n_frames:,}, gap {gap:,}" in [text.get_text() for text in figure.axes[0].texts]
+    figure.savefig(tmp_path / "timeline.png", dpi=120)
+    with Image.open(tmp_path / "timeline.png") as picture:
+        assert picture.size == (1200, 261)
+
+
+def test_the_longest_sequences_are_shown_and_the_rest_counted():
+    ids = [f"{video:02}/{k}.jpg" for video in range(45) for k in range(8 + video % 5)]
+    selection = RandomSelector(0.5).select(range(len(ids)), ids=ids)
+    figure = plot_timeline(selection, n_sequences=9)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [f"{video:02}" for video in range(4, 45, 5)]
+    assert any("the longest 9 of 45 sequences" in text.get_text() for text in figure.texts)
+
+
+def test_a_timeline_needs_frames():
+    for ids in (None, [f"{name}.jpg" for name in "abcdefghij"]):
+        selection = RandomSelector(0.5).select(range(10), ids=ids)
+        with pytest.raises(ValueError, match="`selection` must be one with ids that number the frames of a video"):
+            plot_timeline(selection)
+    frames = RandomSelector(0.5).select(range(10), ids=[f"{k}.jpg" for k in range(10)])
+    with pytest.raises(ValueError, match="`n_sequences` must be in 1 to 100, got 0"):
+        plot_timeline(frames, n_sequences=0)

@@ -1,10 +1,11 @@
-"""What all pictures share: images and names as they are shown, text that fits, colours, and checked arguments."""
+"""What all pictures share: images, boxes and names as they are shown, text that fits, colours, checked arguments."""
 
 from __future__ import annotations
 
+import colorsys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from toolkit.validation import invalid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 #: Pixels that the longer side of a thumbnail has at least, where the image has as many.
 _THUMBNAIL = 192
@@ -22,28 +24,36 @@ _THUMBNAIL = 192
 DARK, MUTED = "#222222", "#666666"
 BLUE, ORANGE = "#1b6ca8", "#c8501e"
 
-#: Colours of boxes by class, told apart by people who see red and green alike too (Okabe and Ito, "Color universal
-#: design", 2008); classes beyond them start over.
-_BOX_COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
+#: What images without any label are called, and their colour.
+NOTHING, NOTHING_COLOR = "no objects", "#8a8f94"
+
+#: Okabe and Ito's colours ("Color universal design", 2008), and some beside them: the first ten classes are told apart
+#: by people who see red and green alike too. Further classes have hues a golden angle apart.
+_CLASS_COLORS = (
+    *("#e69f00", "#0072b2", "#009e73", "#d55e00", "#56b4e9"),
+    *("#cc79a7", "#8a7500", "#7f3fbf", "#5c6b73", "#b80058"),
 )
-#: Pixels of an image's longer side for each pixel of a box's line.
-_PIXELS_A_LINE = 160
+_LIGHTNESS = (0.45, 0.58, 0.36)
+#: Classes in the key of a picture at most.
+_MOST_KEYS = 10
+
+
+class Picture(NamedTuple):
+    """An image as it is shown, and what `boxes_of` gives for it."""
+
+    image: npt.NDArray[Any]
+    boxes: npt.NDArray[np.float32] | None
 
 
 def displayable(sample: Any) -> npt.NDArray[Any] | None:
     """A data set's sample as an array that can be shown, shape (H, W) or (H, W, 3); None if it is no image.
 
     Tensors have their channels first, arrays first or last. Floating-point images that leave [0, 1] (normalised ones)
-    are stretched to it.
+    are stretched to it. Where a dictionary tells how its image was padded (`ori_shape` and `ratio_pad`, as ultralytics
+    does) the padding is left out.
     """
     image = sample[0] if isinstance(sample, (tuple, list)) and len(sample) else sample
+    told: Mapping[Any, Any] = image if isinstance(image, Mapping) else {}
     if isinstance(image, Mapping):
         key = image_key(image)
         image = None if key is None else image[key]
@@ -54,7 +64,8 @@ def displayable(sample: Any) -> npt.NDArray[Any] | None:
         image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
     if not isinstance(image, torch.Tensor) or image.ndim not in {2, 3} or 0 in image.shape:
         return None
-    array: npt.NDArray[Any] = image.detach().cpu().float().numpy()
+    left, top, right, bottom = _within_padding(told, image.shape)
+    array: npt.NDArray[Any] = image[..., top:bottom, left:right].detach().cpu().float().numpy()
     if image.ndim == 3:
         array = array[:3] if len(array) >= 3 else array[:1]
         array = array.transpose(1, 2, 0).squeeze(-1) if len(array) == 1 else array.transpose(1, 2, 0)
@@ -71,7 +82,7 @@ def boxes_of(sample: Any) -> npt.NDArray[np.float32] | None:
         sample: A dictionary with `bboxes` (n, 4), centre, width and height in [0, 1] of its image, and `cls` (n,).
 
     Returns:
-        Shape (n, 5): class, centre x, centre y, width and height.
+        Shape (n, 5): class, centre x, centre y, width and height, in [0, 1] of what `displayable` shows of the image.
 
     Example:
         >>> boxes_of({"bboxes": torch.tensor([[0.5, 0.5, 0.25, 0.5]]), "cls": torch.tensor([[2.0]])})
@@ -81,56 +92,47 @@ def boxes_of(sample: Any) -> npt.NDArray[np.float32] | None:
         return None
     places = np.asarray(sample["bboxes"], dtype=np.float32).reshape(-1, 4)
     classes = np.asarray(sample["cls"], dtype=np.float32).reshape(-1, 1)
-    return np.concatenate([classes, places], axis=1) if len(classes) == len(places) else None
+    if len(classes) != len(places):
+        return None
+    key = image_key(sample)
+    shape = np.shape(sample[key]) if key is not None else ()
+    if len(shape) == 3:
+        left, top, right, bottom = _within_padding(sample, shape)
+        wide, high = right - left, bottom - top
+        places = places * np.array([shape[2] / wide, shape[1] / high] * 2, np.float32)
+        places[:, :2] -= np.array([left / wide, top / high], np.float32)
+    return np.concatenate([classes, places], axis=1)
 
 
-def with_boxes(image: npt.NDArray[Any], boxes: npt.NDArray[np.float32] | None) -> npt.NDArray[Any]:
-    """An image with the outlines of its boxes on it, one colour a class; the image itself is not changed.
+def corners_of(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The left, upper, right and lower edges of boxes, within the image.
 
     Args:
-        image: Shape (H, W) or (H, W, 3), uint8 or in [0, 1], of the size at which it is shown.
-        boxes: From `boxes_of`, or None.
+        boxes: From `boxes_of`.
 
     Example:
-        >>> drawn = with_boxes(np.zeros((8, 8), np.uint8), np.float32([[0, 0.5, 0.5, 0.5, 0.5]]))
-        >>> drawn[:, :, 0].max(axis=1).tolist()
-        [0, 0, 230, 230, 230, 230, 230, 0]
+        >>> corners_of(np.float32([[0, 0.25, 0.5, 0.5, 0.5], [0, 0.0, 0.0, 0.5, 0.5]])).tolist()
+        [[0.0, 0.25, 0.5, 0.75], [0.0, 0.0, 0.25, 0.25]]
     """
-    if boxes is None or not len(boxes):
-        return image
-    drawn = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
-    height, width = drawn.shape[:2]
-    scale = 1.0 if drawn.dtype == np.uint8 else 255.0
-    line = max(1, round(max(height, width) / _PIXELS_A_LINE))
-    for label, x, y, w, h in boxes.tolist():
-        left, right = (int(np.clip(round((x + side * w / 2) * width), 0, width - 1)) for side in (-1, 1))
-        top, bottom = (int(np.clip(round((y + side * h / 2) * height), 0, height - 1)) for side in (-1, 1))
-        colour = np.asarray(_BOX_COLOURS[int(label) % len(_BOX_COLOURS)]) / scale
-        drawn[top : top + line, left : right + 1] = colour
-        drawn[max(0, bottom - line + 1) : bottom + 1, left : right + 1] = colour
-        drawn[top : bottom + 1, left : left + line] = colour
-        drawn[top : bottom + 1, max(0, right - line + 1) : right + 1] = colour
-    return drawn
+    centre, half = boxes[:, 1:3], boxes[:, 3:5] / 2
+    return np.concatenate([centre - half, centre + half], axis=1).clip(0, 1)
 
 
-def label_text(label: Any, class_names: Sequence[str] | None = None) -> str:
-    """A label in words; several labels of one image with how often each occurs.
-
-    Example:
-        >>> label_text(1, ["car", "sign"]), label_text([0, 0, 1], ["car", "sign"]), label_text([])
-        ('sign', 'car x2 + sign', 'no objects')
-    """
-    if isinstance(label, (list, tuple)):
-        counts = Counter(label_text(item, class_names) for item in label)
-        return " + ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items()) or "no objects"
-    text = str(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
-    if class_names is not None and text.isdigit() and int(text) < len(class_names):
-        return str(class_names[int(text)])
-    return text
+def _within_padding(sample: Mapping[Any, Any], shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The left, upper, right and lower edge of an image within its padding, in pixels."""
+    height, width = shape[-2:]
+    try:
+        (scale_y, scale_x), (left, top) = sample["ratio_pad"]
+        rows, columns = sample["ori_shape"]
+        edges = (int(left), int(top), int(left) + round(columns * scale_x), int(top) + round(rows * scale_y))
+    except (KeyError, TypeError, ValueError):  # not padded, or put together of several images
+        return 0, 0, width, height
+    inside = 0 <= edges[0] < edges[2] <= width and 0 <= edges[1] < edges[3] <= height
+    return edges if inside else (0, 0, width, height)
 
 
-def image_at(dataset: Any, index: int, name: str) -> npt.NDArray[Any]:
-    """An image of a data set in [0, 1], no larger than a thumbnail needs, with its boxes where it has any."""
+def picture_at(dataset: Any, index: int, name: str) -> Picture:
+    """An image of a data set in [0, 1], no larger than a thumbnail needs, and its boxes where it has any."""
     if not -len(dataset) <= index < len(dataset):
         raise invalid(name, "one that has the images asked for", f"{len(dataset)} images, none at index {index}")
     sample = dataset[index]
@@ -144,7 +146,94 @@ def image_at(dataset: Any, index: int, name: str) -> npt.NDArray[Any]:
         rows, columns = image.shape[0] // step, image.shape[1] // step
         image = image[: rows * step, : columns * step]
         image = image.reshape(rows, step, columns, step, *image.shape[2:]).mean(axis=(1, 3))
-    return with_boxes(image, boxes_of(sample))
+    return Picture(image, boxes_of(sample))
+
+
+def image_at(dataset: Any, index: int, name: str) -> npt.NDArray[Any]:
+    """An image of a data set in [0, 1], no larger than a thumbnail needs."""
+    return picture_at(dataset, index, name).image
+
+
+def draw_boxes(shown: AxesImage, boxes: npt.NDArray[np.float32] | None, width: float = 0.7) -> None:
+    """Draw boxes over an image that is shown, in the colours of their classes.
+
+    Args:
+        shown: What `imshow` returned.
+        boxes: From `boxes_of`, or None.
+        width: Of the lines, in points, whatever the size of the image.
+    """
+    if boxes is None or not len(boxes):
+        return
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    left, right, bottom, top = shown.get_extent()
+    across, down = right - left, bottom - top
+    frames = [
+        Rectangle((left + x0 * across, top + y0 * down), (x1 - x0) * across, (y1 - y0) * down)
+        for x0, y0, x1, y1 in corners_of(boxes).tolist()
+    ]
+    colors = [class_color(int(number)) for number in boxes[:, 0]]
+    above = shown.get_zorder() + 0.1
+    shown.axes.add_collection(
+        PatchCollection(frames, facecolor="none", edgecolor=colors, linewidth=width, zorder=above), autolim=False
+    )
+
+
+def key_of_boxes(pictures: Sequence[Picture], class_names: Sequence[str] | None) -> list[tuple[str, str]]:
+    """The name and the colour of each class that has boxes in the pictures, of more than ten those with most."""
+    counts = Counter(int(number) for picture in pictures if picture.boxes is not None for number in picture.boxes[:, 0])
+    numbers = sorted(number for number, _ in counts.most_common(_MOST_KEYS))
+    return [(label_text(number, class_names), class_color(number)) for number in numbers]
+
+
+def add_key(figure: Figure, key: Sequence[tuple[str, str]], **place: Any) -> None:
+    """A line that says which class has boxes of which colour; `place` is for matplotlib's `legend`."""
+    from matplotlib.lines import Line2D
+
+    if not key:
+        return
+    width = figure.get_size_inches()[0]
+    square: dict[str, Any] = {"color": "none", "marker": "s", "markerfacecolor": "none", "markeredgewidth": 1.5}
+    handles = [
+        Line2D([], [], markeredgecolor=color, label=fit(name, width / len(key) - 0.4, 8), markersize=7, **square)
+        for name, color in key
+    ]
+    legend = figure.legend(
+        handles=handles, ncols=len(key), frameon=False, fontsize=8, handletextpad=0.2, columnspacing=1.2, **place
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def class_color(number: int) -> str:
+    """The colour of a class, the same in all pictures and in the page.
+
+    Example:
+        >>> class_color(0), class_color(12)
+        ('#e69f00', '#2873bd')
+    """
+    if number < len(_CLASS_COLORS):
+        return _CLASS_COLORS[number]
+    hue = (number * 137.508) % 360 / 360
+    parts = colorsys.hls_to_rgb(hue, _LIGHTNESS[number % len(_LIGHTNESS)], 0.65)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
+
+
+def label_text(label: Any, class_names: Sequence[str] | None = None) -> str:
+    """A label in words; several labels of one image with how often each occurs.
+
+    Example:
+        >>> label_text(1, ["car", "sign"]), label_text([0, 0, 1], ["car", "sign"]), label_text([])
+        ('sign', 'car x2 + sign', 'no objects')
+    """
+    if isinstance(label, (list, tuple)):
+        counts = Counter(label_text(item, class_names) for item in label)
+        return " + ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items()) or NOTHING
+    text = str(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
+    if class_names is not None and text.isdigit() and int(text) < len(class_names):
+        return str(class_names[int(text)])
+    return text
 
 
 def class_name(labels: Sequence[Any] | None, index: Any, class_names: Sequence[str] | None) -> str:
@@ -152,6 +241,30 @@ def class_name(labels: Sequence[Any] | None, index: Any, class_names: Sequence[s
     if labels is None:
         return ""
     return label_text(labels[int(index)], class_names)
+
+
+def labels_differ(one: Any, other: Any) -> bool:
+    """Whether two images have different labels, however often each of them.
+
+    Example:
+        >>> labels_differ([0, 0, 1], [1, 0]), labels_differ(3, "3"), labels_differ([0], [])
+        (False, False, True)
+    """
+    sets = [{str(item) for item in (label if isinstance(label, (list, tuple)) else [label])} for label in (one, other)]
+    return sets[0] != sets[1]
+
+
+def wrapped(text: str, width: float, size: float, most: int, weight: str = "normal") -> list[str]:
+    """A text in at most so many lines of so many inches, broken behind its plus signs."""
+    lines = [""]
+    for part in text.split(" + "):
+        longer = f"{lines[-1]} + {part}" if lines[-1] else part
+        if len(lines) < most and lines[-1] and text_width(f"{longer} +", size, weight) > width:
+            lines[-1] += " +"
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return [fit(line, width, size, weight) for line in lines]
 
 
 def fit(text: str, width: float, size: float, weight: str = "normal") -> str:

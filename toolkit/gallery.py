@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from toolkit import plotting
 from toolkit.boundary.curves import plot_crossing_curve
+from toolkit.frames import videos_of
 from toolkit.insight import influential_pairs, most_isolated, near_duplicates
 from toolkit.report import write_report
-from toolkit.representations import WaveletCoefficients
+from toolkit.representations import EvaluationView, WaveletCoefficients
 from toolkit.selection.recut import MergeForest
 from toolkit.selection.ssim import SSIMSelector
 
@@ -45,8 +46,9 @@ def save_pictures(
     """Draw what can be seen of a selection, each picture a file.
 
     Always, where there is something to show: `groups.png` (the largest groups, who stays and who goes),
-    `kept_fraction.png` (how much stays, against the threshold) and, where `keep_fraction="auto"` chose,
-    `crossing_rate.png` (how often paths to representatives cross a boundary, against how much goes). With a selector
+    `kept_fraction.png` (how much stays, against the threshold), `timeline.png` where images are named like the frames
+    of videos (which of them stay) and, where `keep_fraction="auto"` chose, `crossing_rate.png` (how often paths to
+    representatives cross a boundary, against how much goes). Images have the boxes of their objects. With a selector
     that turns images into vectors: `near_duplicates.png`, `isolated.png` (images unlike all others), `influential.png`
     (alike images with different labels: candidates for wrong ones) and, of wavelet coefficients, `band_energy.png`.
     With an `SSIMSelector` on at most 2,000 images: `similarity.png`, `similarity_graph.png` and `spectrum.png`.
@@ -73,16 +75,16 @@ def save_pictures(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = None if selection.labels is None else selection.labels.names()
-    labels = None if names is None or selection.labels is None else [names[c] for c in selection.labels.codes]
-    shown: dict[str, Any] = {"labels": labels, "class_names": class_names}
-    images = getattr(dataset, "dataset", dataset)
+    shown: dict[str, Any] = {"labels": _labels_as_shown(selection), "class_names": class_names}
+    images = dataset.dataset if isinstance(dataset, EvaluationView) else dataset
     drawings: dict[str, tuple[str, Drawing]] = {
         "groups.png": (
             "the largest groups",
             lambda: plotting.plot_groups(selection, images, class_names=class_names),
         )
     }
+    if videos_of(selection.ids):
+        drawings["timeline.png"] = ("frames along each sequence", lambda: plotting.plot_timeline(selection))
     forest = getattr(selection.recut, "forest", selection.recut)
     if isinstance(forest, MergeForest):
         drawings["kept_fraction.png"] = ("kept fraction", lambda: _plot_curve(selection, forest))
@@ -180,7 +182,7 @@ def _of_vectors(
         return plotting.plot_isolated(images, found.indices, distances=found.distances, **shown)
 
     def influential() -> Figure:
-        found = influential_pairs(vectors, _mixed_groups(selection), shown["labels"], _MANY, metric=metric)
+        found = influential_pairs(vectors, _mixed_groups(selection), _codes(selection), _MANY, metric=metric)
         few = _each_image_once(found.pairs)
         return plotting.plot_pairs(
             images,
@@ -223,7 +225,7 @@ def _of_similarity(
         return plotting.plot_isolated(images, found.indices, similarities=found.similarities, **named)
 
     def influential() -> Figure:
-        found = influential_pairs(None, _mixed_groups(selection), shown["labels"], _MANY, similarity=matrix)
+        found = influential_pairs(None, _mixed_groups(selection), _codes(selection), _MANY, similarity=matrix)
         few = _each_image_once(found.pairs)
         assert found.similarities is not None
         return plotting.plot_pairs(
@@ -254,6 +256,25 @@ def _of_similarity(
     if len(selection.influential):
         drawings["influential.png"] = ("alike images with different labels", influential)
     return drawings
+
+
+def _labels_as_shown(selection: Selection) -> list[Any] | None:
+    """Each image's label, or the tuple of them where it has several or none, as often as it has each."""
+    if selection.labels is None:
+        return None
+    found = selection.labels.occurrences()
+    labels = [found.labels[k] for k in np.repeat(found.label, found.count).tolist()]
+    sizes = np.bincount(found.image, found.count, len(selection)).astype(np.int64)
+    ends = np.cumsum(sizes).tolist()
+    starts = [0, *ends]
+    single = selection.labels.are_single
+    return [labels[start] if single else tuple(labels[start:end]) for start, end in zip(starts, ends, strict=False)]
+
+
+def _codes(selection: Selection) -> npt.NDArray[np.int64]:
+    """The class of each image, in which those with the same set of labels are."""
+    assert selection.labels is not None  # influential images have labels
+    return selection.labels.codes
 
 
 def _each_image_once(pairs: npt.NDArray[np.int64]) -> list[int]:

@@ -13,18 +13,23 @@ from toolkit.drawing import (
     DARK,
     MUTED,
     ORANGE,
-    boxes_of,
+    Picture,
+    add_key,
     check_length,
     check_number,
     class_name,
     displayable,
+    draw_boxes,
     fit,
-    image_at,
+    key_of_boxes,
     label_text,
+    labels_differ,
     new_figure,
+    picture_at,
     text_width,
-    with_boxes,
+    wrapped,
 )
+from toolkit.frames import longest_gap, videos_of
 from toolkit.insight import near_duplicates
 from toolkit.validation import invalid
 
@@ -43,6 +48,7 @@ __all__ = [
     "plot_similarity_graph",
     "plot_similarity_matrix",
     "plot_spectrum",
+    "plot_timeline",
 ]
 
 #: Images on a sheet at most: more cannot be told apart.
@@ -52,7 +58,11 @@ _MOST_ROWS = 2000
 #: Sides of nodes from one to the next in a graph: at least, and along a line.
 _PITCH, _LENGTH = 1.3, 1.8
 
+#: Columns of a line of frames at most: more frames share one.
+_MOST_COLUMNS = 900
+
 _LINE = "#7d97a8"
+_REMOVED = "#dbe5ec"
 _TWO_CLASSES = (BLUE, ORANGE)
 _CLASS_COLORS = (
     *_TWO_CLASSES,
@@ -68,6 +78,8 @@ def plot_groups(
     class_names: Sequence[str] | None = None,
 ) -> Figure:
     """The largest groups of alike images: the one that stays framed in green, those that go with their distances.
+
+    Images of a detection data set have their boxes, here and in all pictures of images, one colour a class.
 
     Args:
         selection: The selection.
@@ -90,27 +102,34 @@ def plot_groups(
         raise invalid("selection", "one with a group of two images or more", "one without")
     shown = standing[np.argsort(-sizes, kind="stable")][:n_groups]
     columns = min(n_members, int(sizes.max()) + 1)
-    figure = Figure(figsize=(1.1 * columns + 1.6, 1.3 * len(shown)), layout="constrained")
-    grid = figure.subplots(len(shown), columns, squeeze=False)
-    for row, stays in zip(grid, shown, strict=True):
+    rows: list[list[tuple[int, Picture]]] = []
+    for stays in shown:
         members = gone[selection.representative[gone] == stays]
         members = members[np.argsort(selection.distance[members], kind="stable")]
-        for axes, index in zip(row, [stays, *members[: columns - 1]], strict=False):
-            sample = dataset[int(index)]
-            image = displayable(sample)
-            if image is None:
-                raise invalid("dataset", "a data set of images", f"a sample that is none at index {int(index)}")
-            axes.imshow(with_boxes(image, boxes_of(sample)), cmap="gray", interpolation="nearest")
-            axes.set_title("kept" if index == stays else f"{selection.distance[index]:.2g}", fontsize=7, pad=2)
-        for axes in row:
+        few = [int(stays), *members[: columns - 1].tolist()]
+        rows.append([(index, picture_at(dataset, index, "dataset")) for index in few])
+    pictures = [picture for row in rows for _, picture in row]
+    key = key_of_boxes(pictures, class_names)
+    side, high = _size_of(pictures, 1.1, 1.7)
+    height = (high + 0.2) * len(shown) + (0.3 if key else 0.0)
+    figure = Figure(figsize=(side * columns + 1.6, height), layout="constrained")
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for line, row in zip(grid, rows, strict=True):
+        for axes, (index, picture) in zip(line, row, strict=False):
+            drawn = axes.imshow(picture.image, cmap="gray", interpolation="auto" if side > 1.1 else "nearest")
+            draw_boxes(drawn, picture.boxes)
+            axes.set_title("kept" if axes is line[0] else f"{selection.distance[index]:.2g}", fontsize=7, pad=3)
+        for axes in line:
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(bool(axes.images) and axes is row[0])
+            axes.spines[:].set_visible(bool(axes.images) and axes is line[0])
             axes.spines[:].set(color="green", linewidth=3)
         label = ""
         if selection.labels is not None:
-            labels = selection.labels.sets[selection.labels.codes[stays]]
-            label = label_text(labels[0] if len(labels) == 1 else labels, class_names)
-        row[0].set_ylabel(f"{label}\n{len(members) + 1} images", fontsize=7, rotation=0, ha="right", va="center")
+            labels = selection.labels.sets[selection.labels.codes[row[0][0]]]
+            label = "\n".join(wrapped(label_text(labels[0] if len(labels) == 1 else labels, class_names), 1.4, 7, 4))
+        size = int(sizes[standing == row[0][0]][0]) + 1
+        line[0].set_ylabel(f"{label}\n{size} images", fontsize=7, rotation=0, ha="right", va="center")
+    add_key(figure, key, loc="outside lower center")
     return figure
 
 
@@ -132,7 +151,8 @@ def plot_pairs(
 ) -> Figure:
     """A sheet of pairs side by side: near-duplicates, images of two classes that look alike, test images with a twin.
 
-    Below each image stand its class and index. Where the classes of a pair differ they are in two colours.
+    Below each image stand its class and index. Where the classes of a pair differ they are in two colours; of images
+    with several labels it counts which labels there are, not how often.
 
     Args:
         dataset: The data set of the first image of each pair.
@@ -167,8 +187,20 @@ def plot_pairs(
     count = min(len(shown), check_number("n_pairs", n_pairs, _MOST_IMAGES // 2))
     columns = min(count, 4 if count > 6 else 3 if count > 4 else 2)
     note = f"{count:,} of {len(shown):,} pairs" if count < len(shown) else ""
-    lines = 1 if labels is None and other_labels is None else 2
-    sheet = _Sheet(count, columns, 2, title, note, 1 if values else 0, lines)
+    sides = [(dataset, "dataset"), (others, "dataset" if other_dataset is None else "other_dataset")]
+    pictures = [
+        picture_at(source, int(index), name)
+        for pair in shown[:count]
+        for (source, name), index in zip(sides, pair, strict=True)
+    ]
+    names = []
+    for pair in shown[:count].tolist():
+        first, second = (
+            None if of is None else of[index] for of, index in zip((labels, other_labels), pair, strict=True)
+        )
+        for own, other in ((first, second), (second, first)):
+            names.append("" if own is None else label_text(_own_first(own, other), class_names))
+    sheet = _Sheet(pictures, names, columns, 2, title, note, 1 if values else 0, key_of_boxes(pictures, class_names))
     for position, (first, second) in enumerate(shown[:count]):
         texts = []
         if "similarities" in values:
@@ -177,14 +209,15 @@ def plot_pairs(
             texts.append(f"distance {_decimals(values['distances'][position])}")
         if "mirrored" in values and values["mirrored"][position]:
             texts.append("mirrored")
-        names = class_name(labels, first, class_names), class_name(other_labels, second, class_names)
-        differ = "" not in names and names[0] != names[1]
         sheet.add_header(position, texts)
-        for side, (source, index) in enumerate(((dataset, first), (others, second))):
-            name = "dataset" if side == 0 or other_dataset is None else "other_dataset"
+        differ = (
+            labels is not None
+            and other_labels is not None
+            and labels_differ(labels[int(first)], other_labels[int(second)])
+        )
+        for side, index in enumerate((first, second)):
             caption = f"{captions[side]} {index}" if captions is not None else f"#{index}"
-            color = _TWO_CLASSES[side] if differ else DARK
-            sheet.add_image(position, side, image_at(source, int(index), name), names[side], caption, color)
+            sheet.add_image(position, side, caption, _TWO_CLASSES[side] if differ else DARK)
     return sheet.figure
 
 
@@ -233,7 +266,9 @@ def plot_isolated(
     if values:
         kinds = " and ".join([similarity_name] * ("similarities" in values) + ["distance"] * ("distances" in values))
         note = f"{note + '; ' if note else ''}above each its {kinds} to the image most like it"
-    sheet = _Sheet(count, columns, 1, title, note, len(values), 1 if labels is None else 2)
+    pictures = [picture_at(dataset, int(index), "dataset") for index in shown[:count]]
+    names = [class_name(labels, index, class_names) for index in shown[:count]]
+    sheet = _Sheet(pictures, names, columns, 1, title, note, len(values), key_of_boxes(pictures, class_names))
     for position, index in enumerate(shown[:count]):
         texts = []
         if "similarities" in values:
@@ -241,8 +276,7 @@ def plot_isolated(
         if "distances" in values:
             texts.append(f"distance {_decimals(values['distances'][position])}")
         sheet.add_header(position, texts)
-        name = class_name(labels, index, class_names)
-        sheet.add_image(position, 0, image_at(dataset, int(index), "dataset"), name, f"#{index}", DARK)
+        sheet.add_image(position, 0, f"#{index}", DARK)
     return sheet.figure
 
 
@@ -491,8 +525,9 @@ def plot_similarity_graph(
     edges = np.array([[nodes[i], nodes[j]] for i, j in found.pairs[inside].tolist()], np.int64)
     strength = found.similarities[inside]
     places, width, height = _graph_layout(len(nodes), edges)
-    images = [image_at(dataset, index, "dataset") for index in nodes]
-    names = [class_name(labels, index, class_names) for index in nodes]
+    pictures = [picture_at(dataset, index, "dataset") for index in nodes]
+    # How often an image has a label does not make it another class.
+    names = [class_name(None if labels is None else [_each_once(labels[index])], 0, class_names) for index in nodes]
     left_out = len(np.unique(found.pairs)) - len(nodes)
 
     unit = float(np.clip(11.0 / max(width, 1.0), 0.4, 0.8))  # inches of a node's side
@@ -515,11 +550,12 @@ def plot_similarity_graph(
     classes = sorted({name for name in names if name})
     colors = dict(zip(classes, _CLASS_COLORS, strict=False)) if 2 <= len(classes) <= len(_CLASS_COLORS) else {}
     half = unit / 2
-    for index, image, name_of_class, (x, y) in zip(nodes, images, names, at, strict=True):
-        rows, columns = image.shape[:2]
+    for index, picture, name_of_class, (x, y) in zip(nodes, pictures, names, at, strict=True):
+        rows, columns = picture.image.shape[:2]
         right, up = half * min(1, columns / rows), half * min(1, rows / columns)
         box = (x - right, x + right, y - up, y + up)
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=box, zorder=2, aspect="auto")
+        drawn = axes.imshow(picture.image, cmap="gray", vmin=0, vmax=1, extent=box, zorder=2, aspect="auto")
+        draw_boxes(drawn, picture.boxes)
         frame = colors.get(name_of_class, DARK)
         axes.add_patch(
             Rectangle(
@@ -607,28 +643,135 @@ def plot_spectrum(
     return figure
 
 
-class _Sheet:
-    """A figure of thumbnails in cells, each with a header above and two lines of text below, placed in inches."""
+def plot_timeline(
+    selection: Selection, *, n_sequences: int = 40, title: str = "Frames kept along each sequence"
+) -> Figure:
+    """Which frames of each video are kept, a line a video: dark where frames stay, light where they go.
 
-    side = 128 / 120  # four dots for each of 32 pixels at 120 dots an inch
+    What a video is, names tell: see `toolkit.frames.videos_of`. Where a video has more frames than there are columns
+    several share one, which is the darker the more of them stay, and never light if one does.
+
+    Args:
+        selection: The selection, with ids.
+        n_sequences: Videos to show, those with most frames, no more than 100.
+        title: The title.
+
+    Returns:
+        A matplotlib figure; its `savefig` writes it.
+
+    Raises:
+        ValueError: If no ids are those of a video's frames.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    videos = videos_of(selection.ids)
+    if not videos:
+        raise invalid("selection", "one with ids that number the frames of a video", "one without")
+    check_number("n_sequences", n_sequences, _MOST_IMAGES)
+    stays = np.zeros(len(selection), np.bool_)
+    stays[selection.kept] = True
+    longest = max(len(video.indices) for video in videos)
+    chosen = sorted(range(len(videos)), key=lambda number: (-len(videos[number].indices), number))[:n_sequences]
+    shown = [videos[number] for number in sorted(chosen)]
+    texts = []
+    for video in shown:
+        kept = stays[video.indices]
+        texts.append(f"{int(kept.sum()):,} of {len(kept):,}, gap {longest_gap(kept):,}")
+    names = [fit(video.name, 2.0, 8) for video in shown]
+    left, right = (0.3 + max(text_width(text, 8, "normal") for text in side) for side in (names, texts))
+    width, line = 10.0, 0.34 if len(shown) < 12 else 0.24
+    top, bottom = 0.75, 0.75
+    height = top + bottom + line * len(shown)
+    figure = Figure(figsize=(width, height))
+    inner = width - left - right
+    axes = figure.add_axes((left / width, bottom / height, inner / width, 1 - (top + bottom) / height))
+    shades = LinearSegmentedColormap.from_list("kept", [BLUE + "90", BLUE])
+    n_columns = min(longest, _MOST_COLUMNS)
+    for row, (video, text) in enumerate(zip(shown, texts, strict=True)):
+        kept = stays[video.indices]
+        columns = max(1, round(n_columns * len(kept) / longest))
+        edges = np.linspace(0, len(kept), columns + 1).astype(np.int64)
+        share = np.add.reduceat(kept.astype(np.float64), edges[:-1]) / np.diff(edges)
+        colors = np.where(share[:, None] > 0, shades(share), _rgba(_REMOVED))
+        extent = (0.0, float(len(kept)), row + 0.38, row - 0.38)
+        axes.imshow(colors[None], extent=extent, aspect="auto", interpolation="nearest")
+        axes.annotate(
+            text,
+            (1, row),
+            (8, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=MUTED,
+        )
+    axes.set(xlim=(0, longest), ylim=(len(shown) - 0.5, -0.5))
+    axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("frame, in the order of their numbers", fontsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    several = -(-longest // _MOST_COLUMNS)
+    note = "dark: kept, light: removed; gap: most frames in a row that go"
+    if several > 1:
+        note = f"{note}; up to {several:,} frames a column, the darker the more are kept"
+    if len(shown) < len(videos):
+        note = f"the longest {len(shown):,} of {len(videos):,} sequences; {note}"
+    _title(figure, title, note)
+    return figure
+
+
+class _Sheet:
+    """A figure of thumbnails in cells, each with a header above and lines of text below, placed in inches.
+
+    Args:
+        pictures: The images, cell by cell.
+        names: The name of each one's class; empty where there are no labels.
+        columns: Cells in a row.
+        across: Images in a cell.
+        title: The title.
+        note: A smaller line below it.
+        headers: Lines above the images of a cell.
+        key: The names and colours of the classes that have boxes.
+    """
+
     inner, outer, margin = 0.06, 0.28, 0.3
     line = 0.16
+    most_lines = 3
 
-    def __init__(self, count: int, columns: int, across: int, title: str, note: str, headers: int, lines: int) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        names: Sequence[str],
+        columns: int,
+        across: int,
+        title: str,
+        note: str,
+        headers: int,
+        key: Sequence[tuple[str, str]],
+    ) -> None:
         from matplotlib.figure import Figure
 
-        self.columns, self.header_lines = columns, headers
+        self.pictures, self.columns, self.across, self.header_lines = pictures, columns, across, headers
+        # At 120 dots an inch four dots for each of 32 pixels.
+        self.side, self.high = _size_of(pictures, 128 / 120, 216 / 120)
+        self.names = [wrapped(name, self.side, 8.5, self.most_lines, "bold") if name else [] for name in names]
         self.cell_width = across * self.side + (across - 1) * self.inner
-        self.above, self.below = headers * self.line + 0.04, lines * self.line + 0.06
-        self.cell_height = self.above + self.side + self.below
-        rows = -(-count // columns)
+        self.above = headers * self.line + 0.04
+        self.below = (max(map(len, self.names)) + 1) * self.line + 0.06
+        self.cell_height = self.above + self.high + self.below
+        rows = -(-len(pictures) // (across * columns))
         used = columns * (self.cell_width + self.outer) - self.outer
         self.width = max(used, 4.2) + 2 * self.margin
         self.left = (self.width - used) / 2
         self.top = 0.5 + (0.22 if note else 0.0)
-        self.height = self.top + rows * (self.cell_height + 0.14) + 0.1
+        self.height = self.top + rows * (self.cell_height + 0.14) + 0.1 + (0.2 if key else 0.0)
         self.figure = Figure(figsize=(self.width, self.height))
         _title(self.figure, title, note)
+        add_key(self.figure, key, loc="center", bbox_to_anchor=(0.5, 0.18 / self.height))
 
     def _cell(self, position: int) -> tuple[float, float]:
         """Left and upper edge of a cell, in inches from the figure's left and upper edge."""
@@ -659,23 +802,23 @@ class _Sheet:
             size = next((size for size in (8.0, 7.5) if text_width(text, size, "normal") <= width), 7.0)
             self._text(left + self.cell_width / 2, y, text, width, fontsize=size, color=DARK)
 
-    def add_image(
-        self, position: int, place: int, image: npt.NDArray[Any], name: str, caption: str, color: str
-    ) -> None:
-        """Show an image at a place of a cell, with the name of its class and a caption below."""
+    def add_image(self, position: int, place: int, caption: str, color: str) -> None:
+        """Show the image at a place of a cell, with the name of its class and a caption below."""
+        number = position * self.across + place
         left, top = self._cell(position)
         left += place * (self.side + self.inner)
         upper = top + self.above
         axes = self.figure.add_axes(
-            (left / self.width, 1 - (upper + self.side) / self.height, self.side / self.width, self.side / self.height)
+            (left / self.width, 1 - (upper + self.high) / self.height, self.side / self.width, self.high / self.height)
         )
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        drawn = axes.imshow(self.pictures[number].image, cmap="gray", vmin=0, vmax=1)
+        draw_boxes(drawn, self.pictures[number].boxes)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=color, linewidth=2.0 if color != DARK else 0.5)
-        lines = [(name, 8.5, color, "bold" if color != DARK else "normal")] if name else []
+        lines = [(name, 8.5, color, "bold" if color != DARK else "normal") for name in self.names[number]]
         lines.append((caption, 7, MUTED, "normal"))
         for row, (text, size, shade, weight) in enumerate(lines):
-            y = upper + self.side + 0.04 + (row + 0.5) * self.line
+            y = upper + self.high + 0.04 + (row + 0.5) * self.line
             self._text(left + self.side / 2, y, text, self.side, fontsize=size, color=shade, fontweight=weight)
 
 
@@ -806,6 +949,33 @@ def _order_of_groups(group: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], li
             boxes.append((start, size))
         start += size
     return order, boxes
+
+
+def _size_of(pictures: Sequence[Picture], side: float, side_of_scenes: float) -> tuple[float, float]:
+    """Width and height of an image's place: scenes, which have boxes, are shown larger and no higher than they are."""
+    if all(picture.boxes is None for picture in pictures):
+        return side, side
+    shape = max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures)
+    return side_of_scenes, side_of_scenes * min(1.0, shape)
+
+
+def _own_first(label: Any, other: Any) -> Any:
+    """Labels of an image, those first that the other image has not."""
+    if not isinstance(label, (list, tuple)) or not isinstance(other, (list, tuple)):
+        return label
+    return sorted(label, key=lambda item: item in other)
+
+
+def _each_once(label: Any) -> Any:
+    """Labels of an image, those that repeat once."""
+    return list(dict.fromkeys(label)) if isinstance(label, (list, tuple)) else label
+
+
+def _rgba(color: str) -> tuple[float, float, float, float]:
+    """A colour as four numbers in [0, 1]."""
+    from matplotlib.colors import to_rgba
+
+    return to_rgba(color)
 
 
 def _decimals(value: float) -> str:

@@ -552,29 +552,3 @@ def test_more_sheets_than_are_held_at_once(tmp_path, visit):
         opened.page.wait_for_selector(f"#detail .big canvas[data-index='{index}'][data-drawn]")
         assert opened.pixels("#detail .big canvas") == images[index, 0].tolist()
     assert opened.page.evaluate("report.thumbnailsOf().bitmaps.size") == 16
-
-
-def test_objects_are_counted_along_the_slider(digits, visit, tmp_path):
-    boxes = [[0, 0, 1] if index % 3 else [1] for index in range(240)]
-    vectors = digits.tensors[0].flatten(1).numpy()
-    selection = SemanticSelector(vectors, 0.8, tree_floor=0.3, scope="dataset", progress=False).select(
-        digits, labels=boxes
-    )
-    path = write_report(selection, digits, tmp_path / "report.html", class_names=["car", "sign"], progress=False)
-    page = visit(path).page
-
-    def rows():
-        texts = page.locator("#object-table tbody tr").all_inner_texts()
-        return {row.split("\t")[0]: [int(row.split("\t")[k]) for k in (1, 2, 4, 5)] for row in texts}
-
-    def expected(cut):
-        names = ("images", "images_kept", "boxes", "boxes_kept")
-        counts = cut.class_counts()
-        return {title: [counts[label][name] for name in names] for label, title in (("0", "car"), ("1", "sign"))}
-
-    assert rows() == expected(selection)
-    page.locator("#kept-number").fill("120")
-    page.keyboard.press("Enter")
-    page.wait_for_function("report.view.selection.nKept === 120")
-    assert rows() == expected(selection.with_keep_fraction(0.5))
-    assert page.locator("#table tbody tr th").all_inner_texts() == ["car + sign", "sign"]

@@ -3,9 +3,11 @@ import io
 import numpy as np
 import pytest
 import torch
+from drawn_scenes import DrawnScenes
 from PIL import Image
 
 from toolkit.plotting import displayable
+from toolkit.report import thumbnails
 from toolkit.report.thumbnails import make_sheets, shrunk, side_for
 
 
@@ -37,7 +39,7 @@ def test_lossless_thumbnails_are_the_images_in_the_given_order():
         assert np.array_equal(found, images[index])
 
 
-@pytest.mark.parametrize("kind", ["grey", "normalised", "channels last", "tuple", "dictionary", "boolean"])
+@pytest.mark.parametrize("kind", ["grey", "normalised", "channels last", "tuple", "dictionary", "detection", "boolean"])
 def test_every_kind_of_image_that_can_be_shown(kind):
     generator = torch.Generator().manual_seed(0)
     colour = torch.rand(4, 3, 8, 8, generator=generator)
@@ -47,6 +49,7 @@ def test_every_kind_of_image_that_can_be_shown(kind):
         "channels last": (colour.permute(0, 2, 3, 1) * 255).round().byte().numpy(),
         "tuple": [(image, 1) for image in colour],
         "dictionary": [{"image": image} for image in colour],
+        "detection": [{"img": image, "bboxes": torch.zeros(0, 4), "cls": torch.zeros(0, 1)} for image in colour],
         "boolean": (colour > 0.5).numpy(),
     }[kind]
     for found, sample in zip(sheet_images(made(dataset)), dataset, strict=True):
@@ -85,6 +88,50 @@ def test_shrinking_averages():
 )
 def test_more_images_have_smaller_thumbnails(count, side):
     assert side_for(count) == side
+
+
+@pytest.mark.parametrize(
+    ("count", "side"),
+    [(1, 256), (781, 256), (782, 192), (1389, 128), (3126, 96), (5556, 64), (12_501, 48), (200_000, 16)],
+)
+def test_scenes_have_larger_ones_where_these_fit(count, side):
+    assert side_for(count, scenes=True) == side
+
+
+def test_boxes_come_beside_the_thumbnails_and_not_on_them():
+    scenes = DrawnScenes(10, shape=(30, 64))
+    order = np.array([7, 0, 3, 2])
+    sheets = made(scenes, order)
+    assert (sheets.side, sheets.quality) == (64, None)
+    for found, index in zip(sheet_images(sheets), order, strict=True):
+        assert np.array_equal(found, scenes.images[index])
+    boxes = sheets.boxes
+    assert boxes.counts.tolist() == [len(scenes.targets[index]) for index in order]
+    assert boxes.classes.tolist() == [name for index in order for name in scenes.targets[index]]
+    every = np.concatenate([np.reshape(scenes.boxes[index], (-1, 4)) for index in order])
+    corners = np.concatenate([every[:, :2] - every[:, 2:] / 2, every[:, :2] + every[:, 2:] / 2], axis=1)
+    assert np.abs(boxes.corners / 255 - corners).max() <= 0.5 / 255 + 1e-6
+    assert made([Image.new("RGB", (9, 9))]).boxes is None
+
+
+def test_scenes_are_large_on_sheets_that_are_not():
+    scenes = DrawnScenes(70, shape=(250, 300))
+    sheets = made(scenes)
+    assert (sheets.side, sheets.columns, sheets.per_sheet, sheets.quality) == (256, 8, 64, 90)
+    assert sheets.sizes.tolist() == [[256, 213]] * 70
+    assert max(max(Image.open(io.BytesIO(content)).size) for content in sheets.contents) == 2048
+    found = np.stack(sheet_images(sheets)).astype(int)
+    wanted = np.stack([shrunk(image, 256) for image in scenes.images])
+    assert np.abs(found - wanted).mean() < 10
+
+
+def test_boxes_take_room_from_the_thumbnails(monkeypatch):
+    scenes = DrawnScenes(40, shape=(40, 40))
+    size = sum(map(len, made(scenes).contents))
+    assert made(scenes, most_bytes=size).quality == 90
+    assert made(scenes, most_bytes=size + 5 * sum(map(len, scenes.targets))).quality is None
+    monkeypatch.setattr(thumbnails, "MOST_BOXES", 0)
+    assert made(scenes, most_bytes=size).quality is None
 
 
 def test_too_many_images_for_any_size():

@@ -6,9 +6,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from drawn_scenes import DrawnScenes
 from torch.utils.data import TensorDataset
 
 from toolkit import RandomSelector, Selection, SemanticSelector
+from toolkit.drawing import class_color
 from toolkit.report import write_report, writer
 from toolkit.selection.recut import MergeForest
 
@@ -174,7 +176,17 @@ def test_class_names_are_for_labels_that_are_numbers(digits, vectors, tmp_path):
     labels = [[int(label), 7] if label < 3 else int(label) for label in digits.tensors[1]]
     selection = SemanticSelector(vectors, 0.8, progress=False).select(digits, labels=labels)
     path = write(selection, digits, tmp_path / "report.html", class_names=["zero", "one", "two", "three"])
-    assert facts_of(path)["classes"] == ["zero + 7", "one + 7", "two + 7", "three", "4", "5", "6", "7", "8", "9"]
+    facts = facts_of(path)
+    assert facts["classes"] == ["zero", "one", "two", "three", "4", "5", "6", "7", "8", "9"]
+    assert facts["several"] == {"counted": False, "nothing": -1}
+    assert array_of(path, "codes").max() == 9
+
+
+def test_colours_go_with_the_number_of_a_class(digits, tmp_path):
+    for labels, numbers in (([3, 1] * 120, [1, 3]), (["b", "a"] * 120, [0, 1]), ([-1, 5] * 120, [0, 1])):
+        selection = RandomSelector(0.5).select(digits, labels=labels)
+        path = write(selection, digits, tmp_path / "report.html")
+        assert facts_of(path)["colors"] == [class_color(number) for number in numbers]
 
 
 def test_large_trees_leave_room_for_thumbnails(selection, digits, tmp_path, monkeypatch):
@@ -215,9 +227,36 @@ def test_objects_are_counted_by_class_where_images_hold_several(tmp_path, digits
     selection = RandomSelector(0.5, seed=1).select(range(len(digits)), labels=boxes)
     path = write(selection, digits, tmp_path / "report.html", class_names=["car", "sign"])
     facts = facts_of(path)
-    assert facts["objects"] == ["car", "sign"]
-    assert facts["classes"] == ["no objects", "car + sign", "sign"]
+    assert facts["classes"] == ["car", "sign", "no objects"]
+    assert facts["several"] == {"counted": True, "nothing": 2}
+    assert len(facts["colors"]) == len(set(facts["colors"])) == 3
     counts = np.bincount(array_of(path, "object-label"), array_of(path, "object-count"))
     assert counts.tolist() == [sum(item.count(label) for item in boxes) for label in (0, 1)]
     plain = write(RandomSelector(0.5).select(digits), digits, tmp_path / "plain.html")
-    assert facts_of(plain)["objects"] is None
+    assert facts_of(plain)["several"] is None
+
+
+def test_boxes_are_those_of_the_images_in_the_order_of_their_thumbnails(tmp_path, monkeypatch):
+    scenes = DrawnScenes(30, n_classes=4)
+    scenes.targets = [[2 * name for name in names] for names in scenes.targets]
+    selection = RandomSelector(0.5).select(scenes)
+    path = write(selection, scenes, tmp_path / "report.html", class_names=["a", "b", "c"])
+    facts, shown = facts_of(path), array_of(path, "shown")
+    assert facts["boxes"]["titles"] == ["a", "c", "4", "6"]
+    assert facts["boxes"]["colors"] == [class_color(number) for number in (0, 2, 4, 6)]
+    assert facts["boxes"]["drawn"]
+    assert array_of(path, "box-counts").tolist() == [len(scenes.targets[index]) for index in shown]
+    assert (2 * array_of(path, "box-classes")).tolist() == [name for index in shown for name in scenes.targets[index]]
+    assert len(array_of(path, "box-corners")) == 4 * sum(facts["boxes"]["totals"])
+    assert facts["videos"] == []
+    monkeypatch.setattr(writer, "MOST_BOXES", 10)
+    assert not facts_of(write(selection, scenes, path))["boxes"]["drawn"]
+    assert "array-box-" not in path.read_text()
+
+
+def test_frames_of_videos_are_in_the_page(tmp_path):
+    scenes = DrawnScenes(20, video="drive")
+    path = write(RandomSelector(0.5).select(scenes), scenes, tmp_path / "report.html")
+    assert facts_of(path)["videos"] == ["frame"]
+    assert array_of(path, "video-frames").tolist() == list(range(20))
+    assert array_of(path, "video-lengths").tolist() == [20]

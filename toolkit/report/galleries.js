@@ -1,6 +1,8 @@
 // Pictures of single images, of pairs and of groups, a page of them at a time.
 
 const PER_PAGE = 60, GROUPS_PER_PAGE = 12, PAIRS_PER_PAGE = 24, GROUP_SHOWN = 12;
+// Classes that a group's heading names.
+const MOST_RANGES = 6;
 
 // A new element; `parts` are texts, which are never read as HTML, and elements.
 function make(tag, attributes = {}, ...parts) {
@@ -89,8 +91,10 @@ class Galleries {
       {
         id: "influential", title: "Influential", perPage: PAIRS_PER_PAGE, items: () => this.influential(),
         make: (item) => (Array.isArray(item) ? this.pairCard(item) : this.groupCard(item)),
-        hint: "Alike images of different classes, which stay: where classes meet, or a label is wrong.",
-        empty: "No group has images of several classes.",
+        hint: selection.objects
+          ? "Alike images with different classes in them, which stay: an object is there or not, or a label is missing or wrong. Bold: what not all of them have."
+          : "Alike images of different classes, which stay: where classes meet, or a label is wrong.",
+        empty: selection.objects ? "No group has images with different classes in them." : "No group has images of several classes.",
       },
     ];
     if (selection.saved.status.includes(selection.facts.statuses.indexOf("boundary"))) {
@@ -190,7 +194,7 @@ class Galleries {
     return selection.groups().filter((g) => {
       const members = selection.members(g);
       const first = codes[members[0]];
-      return (classFilter < 0 || members.some((index) => codes[index] === classFilter))
+      return (classFilter < 0 || members.some((index) => selection.isOf(index, classFilter)))
         && (!mixed || members.some((index) => codes[index] !== first));
     });
   }
@@ -216,11 +220,11 @@ class Galleries {
   }
 
   // A button with an image, which shows it in full.
-  thumb(index, {frame = false, caption = null} = {}) {
+  thumb(index, {frame = false, caption = null, common = null} = {}) {
     const {selection} = this.view;
     const status = selection.facts.statuses[selection.status[index]];
     const canvas = make("canvas", {width: 8, height: 8});
-    const text = caption ?? (selection.className(index) || `#${index}`);
+    const text = caption ? [caption] : this.captionOf(index, common);
     const words = [`image ${selection.idOf(index)}`, selection.className(index), status].filter(Boolean).join(", ");
     this.thumbnails.draw(canvas, index);
     return make(
@@ -231,8 +235,23 @@ class Galleries {
         onclick: () => this.choose(index),
       },
       canvas,
-      make("span", {class: "mark"}, symbol(status), make("span", {}, text)),
+      make("span", {class: "mark"}, symbol(status), make("span", {}, ...text)),
     );
+  }
+
+  // The labels of an image, those first and in bold that are not `common`.
+  captionOf(index, common) {
+    const {selection} = this.view, labels = selection.labelsOf(index);
+    if (!labels.length) return [`#${index}`];
+    const own = ([, c]) => Boolean(common && selection.objects && !common.has(c));
+    const ordered = [...labels.filter(own), ...labels.filter((label) => !own(label))];
+    return ordered.flatMap((label, k) => [k ? " + " : "", own(label) ? make("b", {}, label[0]) : label[0]]);
+  }
+
+  // The classes that all of some images have.
+  common(members) {
+    const [first, ...others] = members, {selection} = this.view;
+    return new Set(selection.labelsOf(first).map(([, c]) => c).filter((c) => others.every((index) => selection.isOf(index, c))));
   }
 
   // The images of a group: those that stay first, then the closest to them.
@@ -248,19 +267,21 @@ class Galleries {
   groupThumbs(g, most) {
     const {selection} = this.view, members = this.ordered(g);
     const mixed = members.some((index) => selection.codes[index] !== selection.codes[members[0]]);
+    const common = mixed ? this.common(members) : null;
     return members.slice(0, most).map((index) => this.thumb(index, {
-      frame: selection.stays(index),
+      frame: selection.stays(index), common,
       caption: mixed ? null : selection.stays(index) ? "stays" : short(selection.distance[index]),
     }));
   }
 
   groupCard(g) {
     const {selection} = this.view, members = selection.members(g);
-    const labels = selection.facts.classes ? [...new Set([...members].map((index) => selection.className(index)))] : [];
+    const labels = selection.objects ? this.ranges(members)
+      : selection.facts.classes ? [...new Set([...members].map((index) => selection.className(index)))] : [];
     const farthest = members.reduce((most, index) => Math.max(most, selection.distance[index] || 0), 0);
     const staying = members.reduce((count, index) => count + (selection.stays(index) ? 1 : 0), 0);
     const card = make("div", {class: "group"}, make(
-      "h3", {}, `${whole(members.length)} images`, labels.length ? ` of ${labels.join(", ")} ` : " ",
+      "h3", {}, `${whole(members.length)} images`, labels.length ? ` ${selection.objects ? "with" : "of"} ${labels.join(", ")} ` : " ",
       make("small", {}, `${whole(staying)} ${staying === 1 ? "stays" : "stay"}${selection.apart(g) || (farthest ? `, farthest at ${short(farthest)}` : "")}`),
     ));
     const row = make("div", {class: "thumbs"}, ...this.groupThumbs(g, GROUP_SHOWN));
@@ -273,10 +294,27 @@ class Galleries {
     return card;
   }
 
+  // How often images have each of their classes, such as "car x3-5" or "sign x0-1".
+  ranges(members) {
+    const {selection} = this.view, found = new Map();
+    for (const index of members) {
+      for (const [c, count] of selection.objects.of(index)) {
+        const of = found.get(c) || {least: count, most: count, images: 0};
+        found.set(c, {least: Math.min(of.least, count), most: Math.max(of.most, count), images: of.images + 1});
+      }
+    }
+    const texts = [...found.entries()].sort(([c], [d]) => c - d).map(([c, {least, most, images}]) => {
+      const from = images < members.length ? 0 : least;
+      return `${selection.classes[c]}${from === most ? (most > 1 ? ` x${most}` : "") : ` x${from}–${most}`}`;
+    });
+    return texts.length > MOST_RANGES ? [...texts.slice(0, MOST_RANGES), `${texts.length - MOST_RANGES} more`] : texts;
+  }
+
   pairCard([a, b, distance]) {
+    const common = this.common([a, b]);
     return make(
       "div", {class: "pair"}, make("p", {}, `distance ${short(distance)}`),
-      make("div", {class: "thumbs"}, this.thumb(a), this.thumb(b)),
+      make("div", {class: "thumbs"}, this.thumb(a, {common}), this.thumb(b, {common})),
     );
   }
 }

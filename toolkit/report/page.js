@@ -1,14 +1,9 @@
 // The page's state, and what its controls do.
 
 const MEMBERS_STEP = 36;
-// Okabe and Ito's colours, then hues a golden angle apart.
-const CLASS_COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7500", "#7f3fbf", "#5c6b73", "#b80058"];
-
 const facts = JSON.parse(element("facts").textContent);
 
-function classColor(c) {
-  return CLASS_COLORS[c] || `hsl(${Math.round((c * 137.508) % 360)} 65% ${[45, 58, 36][c % 3]}%)`;
-}
+const MOST_IN_LEGEND = 60, MOST_BOX_CLASSES = 12, MOST_COMBINATIONS = 20;
 
 // A CSS colour as the canvas stores it, 0xBBGGRR.
 const probe = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -25,20 +20,24 @@ const view = {
   statusShown: facts.statuses.map(() => true), colorBy: "status", members: MEMBERS_STEP,
   passes(index) {
     return this.statusShown[this.selection.status[index]]
-      && (this.classFilter < 0 || this.selection.codes[index] === this.classFilter);
+      && (this.classFilter < 0 || this.selection.isOf(index, this.classFilter));
   },
 };
-let cloud = null, thumbnails = null, galleries = null;
+let cloud = null, thumbnails = null, galleries = null, timeline = null;
 
 function paintCloud() {
   if (!cloud) return;
   const {selection} = view;
   const colors = facts.statuses.map((status) => stored(themed(`--s-${status in STYLES ? status : "other"}`)));
-  const ofClass = view.colorBy === "class" ? selection.classes.map((_, c) => stored(classColor(c))) : null;
+  const ofClass = view.colorBy === "status" ? null : facts.colors.map(stored);
+  const classOf = {
+    class: (index) => selection.codes[index], most: (index) => selection.objects.most(index),
+    rarest: (index) => selection.objects.rarest(index),
+  }[view.colorBy];
   view.shown.forEach((index, point) => {
     const code = selection.status[index];
     const [shape, weight] = styleOf(facts.statuses[code]);
-    cloud.color[point] = ofClass ? ofClass[selection.codes[index]] : colors[code];
+    cloud.color[point] = ofClass ? ofClass[classOf(index)] : colors[code];
     cloud.shape[point] = shape;
     cloud.weight[point] = weight;
     cloud.visible[point] = view.passes(index) ? 1 : 0;
@@ -73,44 +72,58 @@ function showCounts() {
   });
   showProfile();
   showTable();
-  if (facts.objects) showObjects();
+  showObjects();
+  timeline?.show();
 }
 
-// For each class of object the images that hold it and its boxes, all and kept, at this cut.
+// For each class the images that have it, and its boxes, all and kept, at this cut.
 function showObjects() {
-  const {selection} = view, {image, label, count} = selection.objects;
-  const rows = facts.objects.map(() => [0, 0, 0, 0]);
-  image.forEach((index, k) => {
-    const row = rows[label[k]], stays = selection.stays(index);
+  const {selection} = view, {objects} = selection;
+  element("objects").hidden = !objects;
+  if (!objects) return;
+  const {counted, nothing} = facts.several, rows = facts.classes.map(() => [0, 0, 0, 0]);
+  const add = (row, index, count) => {
+    const stays = selection.stays(index) ? 1 : 0;
     row[0] += 1;
-    row[2] += count[k];
-    if (stays) {
-      row[1] += 1;
-      row[3] += count[k];
-    }
-  });
+    row[1] += stays;
+    row[2] += count;
+    row[3] += stays * count;
+  };
+  objects.image.forEach((index, k) => add(rows[objects.label[k]], index, objects.count[k]));
+  const total = [selection.n, selection.nKept, sum(rows.map((row) => row[2])), sum(rows.map((row) => row[3]))];
+  if (nothing >= 0) {
+    for (let index = 0; index < selection.n; index++) if (objects.has(index, nothing)) add(rows[nothing], index, 0);
+  }
   const share = (kept, all) => {
     const value = (100 * kept) / Math.max(1, all);
     return make("td", {class: "share", style: `--p: ${value.toFixed(1)}%`}, value.toFixed(1));
   };
-  const heads = ["class", "images", "kept", "kept %", "boxes", "kept", "kept %"];
-  element("objects").hidden = false;
+  const cells = ([images, imagesKept, boxes, boxesKept], hasBoxes = true) => [
+    make("td", {}, whole(images)), make("td", {}, whole(imagesKept)), share(imagesKept, images),
+    ...(!counted ? [] : hasBoxes ? [make("td", {}, whole(boxes)), make("td", {}, whole(boxesKept)), share(boxesKept, boxes)]
+      : [make("td"), make("td"), make("td")]),
+  ];
+  const heads = ["class", "images", "kept", "kept %", ...(counted ? ["boxes", "kept", "kept %"] : [])];
+  element("objects-title").textContent = `Images${counted ? " and boxes" : ""} by class`;
   element("object-table").replaceChildren(
     make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", {scope: "col"}, head)))),
-    make("tbody", {}, ...rows.map(([images, imagesKept, boxes, boxesKept], c) => make(
-      "tr", {}, make("th", {scope: "row", title: facts.objects[c]}, facts.objects[c]),
-      make("td", {}, whole(images)), make("td", {}, whole(imagesKept)), share(imagesKept, images),
-      make("td", {}, whole(boxes)), make("td", {}, whole(boxesKept)), share(boxesKept, boxes),
+    make("tbody", {}, ...rows.map((row, c) => make(
+      "tr", {}, make("th", {scope: "row", title: facts.classes[c]}, facts.classes[c]), ...cells(row, c !== nothing),
     ))),
+    make("tfoot", {}, make("tr", {}, make("th", {scope: "row"}, "total"), ...cells(total))),
   );
 }
 
 function showTable() {
-  const {selection} = view, rows = selection.table();
+  const {selection} = view, all = selection.table(), titles = selection.rowTitles();
+  // Of sets of labels, which can be many, the most frequent ones.
+  const order = all.map((_, c) => c);
+  if (selection.objects) order.sort((a, b) => sum(all[b]) - sum(all[a]) || a - b);
+  const rows = selection.objects ? order.slice(0, MOST_COMBINATIONS) : order;
   const used = facts.statuses.map((_, code) => code).filter((code) => code && selection.byStatus[code]);
   const heights = selection.treesAreOfClasses ? selection.heights : null;
   const heads = [
-    facts.classes ? "class" : "", "images", "kept", "removed", "removed %",
+    selection.objects ? "classes" : facts.classes ? "class" : "", "images", "kept", "removed", "removed %",
     ...used.map((code) => facts.statuses[code]), ...(heights ? ["merged up to"] : []),
   ];
   const cells = (row) => {
@@ -122,11 +135,17 @@ function showTable() {
       ...used.map((code) => make("td", {}, whole(row[code]))),
     ];
   };
-  const total = rows.reduce((all, row) => all.map((count, code) => count + row[code]), facts.statuses.map(() => 0));
+  const total = facts.statuses.map((_, code) => sum(all.map((row) => row[code])));
+  if (selection.objects) {
+    element("classes").hidden = all.length < 2;
+    element("classes-title").textContent = "Kept and removed by combination of classes";
+    element("combinations").hidden = all.length <= MOST_COMBINATIONS;
+    element("combinations").textContent = `The ${MOST_COMBINATIONS} most frequent of ${whole(all.length)} combinations.`;
+  }
   element("table").replaceChildren(
     make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", {scope: "col"}, head)))),
-    make("tbody", {}, ...rows.map((row, c) => make(
-      "tr", {}, make("th", {scope: "row", title: selection.classes[c]}, selection.classes[c]), ...cells(row),
+    make("tbody", {}, ...rows.map((c) => make(
+      "tr", {}, make("th", {scope: "row", title: titles[c]}, titles[c]), ...cells(all[c]),
       heights ? make("td", {}, short(heights[c])) : "",
     ))),
     rows.length > 1
@@ -195,7 +214,7 @@ function why(index) {
   );
   const words = {
     kept: others ? `Stays, and stands for ${whole(others)} other image${others === 1 ? "" : "s"}.` : "Stays.",
-    influential: "Stays: it is alike to images of another class, so its group is kept whole.",
+    influential: `Stays: it is alike to images ${selection.objects ? "with other classes in them" : "of another class"}, so its group is kept whole.`,
     boundary: "Stays: the model changes its mind between it and the image that would stand for it.",
     redundant: "Goes: it is like the image on the right, which stays.",
     outlier: "Goes: it is unlike the other images.",
@@ -213,6 +232,15 @@ function bigPicture(index, caption) {
   return make("figure", {class: "big"}, canvas, make("figcaption", {}, ...caption));
 }
 
+// The labels of an image, each with the colour of its boxes.
+function labelLine(index) {
+  const {selection} = view;
+  if (!thumbnails.boxes) return selection.className(index);
+  return selection.labelsOf(index).flatMap(([title, c], k) => [
+    k ? " + " : "", c === facts.several?.nothing ? "" : make("i", {class: "box", style: `border-color: ${facts.colors[c]}`}), title,
+  ]);
+}
+
 function showDetail() {
   const {selection, chosen} = view, detail = element("detail");
   if (chosen < 0) {
@@ -222,7 +250,7 @@ function showDetail() {
   const status = facts.statuses[selection.status[chosen]];
   const of = selection.representative[chosen], hasOther = of >= 0 && of !== chosen;
   const g = selection.group[chosen], members = selection.members(g);
-  const line = (term, value) => (value === "" ? [] : [make("dt", {}, term), make("dd", {}, value)]);
+  const line = (term, value) => (value.length ? [make("dt", {}, term), make("dd", {}, ...[value].flat())] : []);
   const place = thumbnails.place[chosen];
   const missingNote = place < 0 ? "not in this page's sample" : thumbnails.has(chosen) ? "" : "could not be read";
   const nodes = [
@@ -237,7 +265,7 @@ function showDetail() {
     make("p", {class: "why"}, why(chosen)),
     make(
       "dl", {}, ...line("index", String(chosen)), ...line("id", selection.ids ? selection.idOf(chosen) : ""),
-      ...line("class", selection.className(chosen)),
+      ...line(selection.objects ? "classes" : "class", labelLine(chosen)),
       ...line("distance", hasOther ? short(selection.distance[chosen]) : ""),
       ...line("outlier score", selection.scores ? short(selection.scores[chosen]) : ""),
       ...line("group", members.length > 1 ? `${whole(members.length)} images${selection.apart(g)}` : g >= 0 ? "on its own" : "none"),
@@ -268,6 +296,7 @@ function choose(index) {
   element("detail").classList.add("open");
   galleries.mark();
   paintCloud();
+  timeline?.show();
 }
 
 const MOST_MATCHES = 30;
@@ -321,6 +350,7 @@ function showNotes() {
   }
   if (sheets.unreadable) notes.push(`${whole(sheets.unreadable)} image${sheets.unreadable === 1 ? "" : "s"} could not be read and have no picture.`);
   if (!facts.projection) notes.push("No vectors were given, so there are no points in space and no isolated images.");
+  if (facts.boxes && !facts.boxes.drawn) notes.push(`${whole(sum(facts.boxes.totals))} boxes are too many for a page to draw.`);
   if (facts.isolatedNote) notes.push(`Isolated images: ${facts.isolatedNote}`);
   element("notes").textContent = notes.join(" ");
   element("notes").hidden = !notes.length;
@@ -359,9 +389,40 @@ function buildFilter() {
     galleries.page = 0;
     refresh();
   });
-  element("class-legend").append(...selection.classes.slice(0, 60).map((name, c) => make(
-    "span", {title: name}, make("i", {style: `background: ${classColor(c)}`}), make("b", {}, name),
-  )), selection.classes.length > 60 ? `and ${selection.classes.length - 60} more` : "");
+  element("class-legend").append(...legend(selection.classes, facts.colors, MOST_IN_LEGEND));
+  if (!selection.objects) return;
+  element("color-by").replaceChildren(
+    make("option", {value: "status"}, "status"),
+    facts.several.counted ? make("option", {value: "most"}, "class with most boxes") : "",
+    make("option", {value: "rarest"}, "rarest class in it"),
+  );
+}
+
+// Names with their colours, the first of them; `box` for outlines.
+function legend(names, colors, most, box = false) {
+  const mark = (color) => make("i", box ? {class: "box", style: `border-color: ${color}`} : {style: `background: ${color}`});
+  const shown = names.slice(0, most).map((name, c) => make("span", {title: name}, mark(colors[c]), make("b", {}, name)));
+  return names.length > most ? [...shown, `and ${names.length - most} more`] : shown;
+}
+
+function buildBoxes() {
+  if (!thumbnails.boxes) return;
+  const {titles, colors, totals} = facts.boxes;
+  // The classes with most boxes, in their order.
+  const chosen = titles.map((_, c) => c).sort((a, b) => totals[b] - totals[a]).slice(0, MOST_BOX_CLASSES).sort((a, b) => a - b);
+  const rest = titles.map((_, c) => c).filter((c) => !chosen.includes(c));
+  const order = [...chosen, ...rest];
+  element("boxes-field").hidden = element("box-legend").hidden = false;
+  element("box-legend").append(...legend(order.map((c) => titles[c]), order.map((c) => colors[c]), MOST_BOX_CLASSES, true));
+  element("boxes").addEventListener("change", (event) => {
+    thumbnails.showBoxes = event.target.checked;
+    thumbnails.redraw();
+  });
+}
+
+function buildTimeline(arrays) {
+  if (!facts.videos.length) return;
+  timeline = new Timeline(view, facts.videos, arrays["video-frames"], arrays["video-lengths"], choose);
 }
 
 function buildCut() {
@@ -421,10 +482,13 @@ function buildCloud(grid) {
   });
   element("color-by").addEventListener("change", (event) => {
     view.colorBy = event.target.value;
-    element("class-legend").hidden = view.colorBy !== "class";
+    element("class-legend").hidden = view.colorBy === "status";
     paintCloud();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintCloud);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    paintCloud();
+    timeline?.show();
+  });
 }
 
 function showTip(point) {
@@ -449,9 +513,17 @@ async function start() {
   view.shown = Int32Array.from(arrays.shown);
   view.inOrder = [...view.shown].sort((a, b) => a - b);
   view.selection = new Selection(facts, arrays);
-  thumbnails = new Thumbnails(facts, view.shown, arrays.sizes, facts.images);
+  thumbnails = new Thumbnails(facts, view.shown, arrays);
+  const root = document.documentElement;
+  root.classList.toggle("several", Boolean(view.selection.objects));
+  if (facts.boxes) {
+    root.classList.add("scenes");
+    root.style.setProperty("--aspect", thumbnails.aspect());
+  }
   showNotes();
   buildFilter();
+  buildBoxes();
+  buildTimeline(arrays);
   buildCut();
   buildCloud(arrays.points);
   showCounts();
@@ -461,7 +533,7 @@ async function start() {
   element("find").addEventListener("submit", find);
   showDetail();
   galleries.show();
-  document.documentElement.dataset.ready = "yes";
+  root.dataset.ready = "yes";
 }
 
 // For the browser's console.

@@ -360,7 +360,7 @@ class Selection {
     this.classes = facts.classes || ["all"];
     this.ids = arrays.ids || null;
     this.scores = arrays.scores || null;
-    this.objects = {image: arrays["object-image"], label: arrays["object-label"], count: arrays["object-count"]};
+    this.objects = facts.several ? new Objects(facts, arrays) : null;
     this.saved = {
       status: arrays.status, group: Int32Array.from(arrays.group),
       representative: Int32Array.from(arrays.representative), distance: arrays.distance, heights: null,
@@ -370,7 +370,7 @@ class Selection {
     this.recut = facts.recut ? new RECUTS[facts.recut.kind](facts.recut, arrays) : null;
     const {classes} = this.recut?.forest || this.recut || {};
     // Trees can be of other classes than the labels': of those that a model predicts.
-    this.treesAreOfClasses = Boolean(classes) && classes.length === this.classes.length
+    this.treesAreOfClasses = Boolean(classes) && !this.objects && classes.length === this.classes.length
       && classes.every(({images}, c) => images.every((index) => this.codes[index] === c));
     this.asSaved();
   }
@@ -379,7 +379,17 @@ class Selection {
 
   idOf(index) { return this.ids ? this.ids[index] : String(index); }
 
-  className(index) { return this.facts.classes ? this.classes[this.codes[index]] : ""; }
+  // What an image is called after: its class, or its labels with how often it has each.
+  className(index) { return this.labelsOf(index).map(([title]) => title).join(" + "); }
+
+  // The labels of an image in words, each with its class.
+  labelsOf(index) {
+    if (!this.facts.classes) return [];
+    if (!this.objects) return [[this.classes[this.codes[index]], this.codes[index]]];
+    return this.objects.of(index).map(([c, count]) => [`${this.classes[c]}${count > 1 ? ` x${count}` : ""}`, c]);
+  }
+
+  isOf(index, c) { return this.objects ? this.objects.has(index, c) : this.codes[index] === c; }
 
   asSaved() {
     this.cutAt = null;
@@ -478,10 +488,55 @@ class Selection {
 
   keptText() { return this.kept().map((index) => `${this.idOf(index)}\n`).join(""); }
 
-  // For each class its images by status.
+  // For each class, or each set of labels, its images by status.
   table() {
-    const rows = this.classes.map(() => new Int32Array(this.facts.statuses.length));
+    const nRows = this.objects ? this.codes.reduce((most, c) => Math.max(most, c + 1), 0) : this.classes.length;
+    const rows = Array.from({length: nRows}, () => new Int32Array(this.facts.statuses.length));
     this.status.forEach((code, index) => { rows[this.codes[index]][code] += 1; });
     return rows;
+  }
+
+  // What to call the rows of the table.
+  rowTitles() {
+    if (!this.objects) return this.classes;
+    const titles = [];
+    this.codes.forEach((c, index) => {
+      titles[c] ??= this.objects.of(index).map(([label]) => this.classes[label]).join(" + ");
+    });
+    return titles;
+  }
+}
+
+// Which labels each image has, and how often; images without any have the class `nothing`.
+class Objects {
+  constructor(facts, arrays) {
+    this.image = arrays["object-image"];
+    this.label = arrays["object-label"];
+    this.count = arrays["object-count"];
+    this.nothing = facts.several.nothing;
+    this.start = new Int32Array(facts.images + 1);
+    for (const index of this.image) this.start[index + 1] += 1;
+    for (let index = 0; index < facts.images; index++) this.start[index + 1] += this.start[index];
+    this.totals = facts.classes.map(() => 0);
+    this.label.forEach((c, k) => { this.totals[c] += this.count[k]; });
+  }
+
+  // The classes of an image, each with how often it has it.
+  of(index) {
+    const found = [];
+    for (let k = this.start[index]; k < this.start[index + 1]; k++) found.push([this.label[k], this.count[k]]);
+    return found.length ? found : [[this.nothing, 1]];
+  }
+
+  has(index, c) {
+    for (let k = this.start[index]; k < this.start[index + 1]; k++) if (this.label[k] === c) return true;
+    return c === this.nothing && this.start[index] === this.start[index + 1];
+  }
+
+  // The class that an image has most of, or the one of its classes that there is least of.
+  most(index) { return this.of(index).reduce((best, found) => (found[1] > best[1] ? found : best))[0]; }
+
+  rarest(index) {
+    return this.of(index).reduce((best, found) => (this.totals[found[0]] < this.totals[best[0]] ? found : best))[0];
   }
 }

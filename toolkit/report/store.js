@@ -37,8 +37,11 @@ const SHEETS_HELD = 16;
 
 // Draws thumbnails. A sheet is decoded when the first of its images is wanted, and a few are held.
 class Thumbnails {
-  constructor(facts, shown, sizes, nImages) {
+  constructor(facts, shown, arrays) {
+    const {sizes} = arrays, nImages = facts.images;
     this.facts = facts.sheets;
+    this.boxes = facts.boxes?.drawn ? new Boxes(facts.boxes, arrays) : null;
+    this.showBoxes = true;
     this.sizes = sizes;
     this.place = new Int32Array(nImages).fill(-1);
     shown.forEach((index, place) => { this.place[index] = place; });
@@ -51,6 +54,13 @@ class Thumbnails {
   has(index) {
     const place = this.place[index];
     return place >= 0 && this.sizes[2 * place] > 0;
+  }
+
+  // Width by height of most thumbnails.
+  aspect() {
+    const shapes = [];
+    for (let k = 0; k < this.sizes.length; k += 2) if (this.sizes[k]) shapes.push(this.sizes[k] / this.sizes[k + 1]);
+    return shapes.sort((a, b) => a - b)[shapes.length >> 1] || 1;
   }
 
   async blob(number) {
@@ -100,14 +110,71 @@ class Thumbnails {
     }
     const within = place % perSheet;
     const width = this.sizes[2 * place], height = this.sizes[2 * place + 1];
-    canvas.width = width;
-    canvas.height = height;
+    const left = (within % columns) * side, top = Math.floor(within / columns) * side;
+    const framed = this.showBoxes && this.boxes?.has(place);
+    // With boxes a canvas has the pixels that it covers, so that lines are as wide on small pictures as on large ones.
+    const scale = framed ? pixelsOn(canvas, width, height) : 1;
+    canvas.width = Math.max(1, Math.round(scale * width));
+    canvas.height = Math.max(1, Math.round(scale * height));
     canvas.classList.remove("missing");
-    canvas.getContext("2d").drawImage(
-      bitmap, (within % columns) * side, Math.floor(within / columns) * side, width, height, 0, 0, width, height,
-    );
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = side > 64 || scale < 1;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, left, top, width, height, 0, 0, canvas.width, canvas.height);
+    if (framed) this.boxes.draw(context, place);
     canvas.dataset.drawn = index;
     return true;
+  }
+
+  // Draw what is on the page again.
+  redraw() {
+    for (const canvas of document.querySelectorAll("canvas[data-wanted]")) this.draw(canvas, Number(canvas.dataset.wanted));
+  }
+}
+
+// The pixels of the screen that a canvas on the page has for each pixel of a picture that fills it.
+function pixelsOn(canvas, width, height) {
+  const wide = canvas.clientWidth || width, high = canvas.clientHeight || height;
+  return Math.min(wide / width, high / height) * Math.min(3, window.devicePixelRatio || 1);
+}
+
+// The boxes of the images that have a thumbnail, by its place: edges from 0 to 255 across the image.
+class Boxes {
+  constructor({colors}, arrays) {
+    this.colors = colors;
+    this.classes = arrays["box-classes"];
+    this.corners = arrays["box-corners"];
+    const counts = arrays["box-counts"];
+    this.start = new Int32Array(counts.length + 1);
+    counts.forEach((count, place) => { this.start[place + 1] = this.start[place] + count; });
+  }
+
+  has(place) { return this.start[place + 1] > this.start[place]; }
+
+  // Lines of one pixel of the page, of two with a dark rim on large pictures.
+  draw(context, place) {
+    const {width, height} = context.canvas, unit = Math.min(3, window.devicePixelRatio || 1);
+    const large = Math.max(width, height) >= 240 * unit, line = unit * (large ? 2 : 1);
+    const frame = (k, inset) => {
+      const [x0, y0, x1, y1] = this.corners.subarray(4 * k, 4 * k + 4);
+      const left = Math.round((x0 * width) / 255), top = Math.round((y0 * height) / 255);
+      const right = Math.round((x1 * width) / 255), bottom = Math.round((y1 * height) / 255);
+      context.strokeRect(
+        Math.min(left, width - line) + inset, Math.min(top, height - line) + inset,
+        Math.max(line, right - left - line), Math.max(line, bottom - top - line),
+      );
+    };
+    context.lineJoin = "miter";
+    for (let k = this.start[place]; k < this.start[place + 1]; k++) {
+      if (large) {
+        context.lineWidth = line + unit;
+        context.strokeStyle = "rgb(0 0 0 / 45%)";
+        frame(k, line / 2);
+      }
+      context.lineWidth = line;
+      context.strokeStyle = this.colors[this.classes[k]];
+      frame(k, line / 2);
+    }
   }
 }
 
