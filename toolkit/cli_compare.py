@@ -80,8 +80,8 @@ class CompareConfig:
         title: The page's title.
     """
 
-    selectors: dict[str, Any] = field(default_factory=dict)
-    dynamic: dict[str, Any] = field(default_factory=dict)
+    selectors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dynamic: dict[str, dict[str, Any]] = field(default_factory=dict)
     fractions: list[float] = field(default_factory=lambda: [0.9, 0.7, 0.5, 0.3])
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
     budgets: list[str] = field(default_factory=lambda: list(BUDGETS))
@@ -107,8 +107,8 @@ class CompareCLI(ToolkitCLI):
 
     @property
     def settings(self) -> CompareConfig:
-        """The section `compare`."""
-        return cast("CompareConfig", self.config_init["compare"])
+        """The section `compare`, with the methods as they are configured, not made."""
+        return CompareConfig(**self.plain_config()["compare"])
 
     def parts(self, seed: int) -> tuple[L.LightningModule, L.LightningDataModule, dict[str, Any]]:
         """A fresh model, the data module that is not pruned, and trainer options, everything seeded."""
