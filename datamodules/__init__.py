@@ -12,6 +12,7 @@ from .cifar import CIFAR10DataModule, CIFAR100DataModule
 from .digits import DigitsDataModule
 from .image_folder import ImageFolderDataModule
 from .pruned import PrunedDataModule
+from .random_each_epoch import RandomEachEpoch
 
 __all__ = [
     "CIFAR10DataModule",
@@ -19,4 +20,5 @@ __all__ = [
     "DigitsDataModule",
     "ImageFolderDataModule",
     "PrunedDataModule",
+    "RandomEachEpoch",
 ]

@@ -37,7 +37,8 @@ def error_norms(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     errors = logits.detach().float().softmax(dim=1)
     errors.scatter_add_(1, labels[:, None], -torch.ones_like(errors[:, :1]))
-    return errors.norm(dim=1)
+    norms: torch.Tensor = torch.linalg.vector_norm(errors, dim=1)
+    return norms
 
 
 @dataclass

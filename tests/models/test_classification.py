@@ -168,7 +168,7 @@ def test_label_smoothing_is_for_training_only():
     batch = next(iter(tiny_loader()))
     logits = smooth(batch[0])
     loss = functools.partial(nn.functional.cross_entropy, logits, batch[1])
-    torch.testing.assert_close(smooth.training_step(batch, 0), loss(label_smoothing=0.2))
+    torch.testing.assert_close(smooth.training_step(batch, 0)["loss"], loss(label_smoothing=0.2))
     torch.testing.assert_close(smooth._step("val", batch), loss())
 
 

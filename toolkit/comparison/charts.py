@@ -44,7 +44,9 @@ class _Axes:
             parts.append(f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{place:.1f}" y2="{place:.1f}"/>')
             parts.append(f'<text x="{self.left - 6}" y="{place + 4:.1f}" text-anchor="end">{label}</text>')
         for value, label in x_ticks:
-            parts.append(f'<text x="{self.x(value):.1f}" y="{self.bottom + 15:.1f}" text-anchor="middle">{label}</text>')
+            parts.append(
+                f'<text x="{self.x(value):.1f}" y="{self.bottom + 15:.1f}" text-anchor="middle">{label}</text>'
+            )
         middle = (self.left + self.right) / 2
         parts.append(f'<text x="{middle}" y="{self.height - 3}" text-anchor="middle">{html.escape(x_title)}</text>')
         return parts
@@ -187,7 +189,10 @@ def _point(axes: _Axes, grid: Grid, x: float, score: Estimate) -> list[str]:
         low, high = axes.y(score.low), axes.y(score.high)
         parts.append(f'<line class="bar own" x1="{place:.1f}" x2="{place:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
     middle = axes.y(score.mean)
-    return [*parts, f'<circle class="mark own" cx="{place:.1f}" cy="{middle:.1f}" r="3.4"><title>{title}</title></circle>']
+    return [
+        *parts,
+        f'<circle class="mark own" cx="{place:.1f}" cy="{middle:.1f}" r="3.4"><title>{title}</title></circle>',
+    ]
 
 
 def _paper_points(published: Published | None, method: str, lowest: float) -> list[tuple[float, float]]:

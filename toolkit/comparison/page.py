@@ -15,10 +15,9 @@ from toolkit.comparison.plan import ALWAYS, BUDGETS, FULL, RANDOM
 from toolkit.comparison.published import Published
 from toolkit.comparison.statistics import NETWORKS, Estimate, Summary, verdict
 from toolkit.comparison.storage import write_file
-from toolkit.comparison.table import Grid, readable
+from toolkit.comparison.table import Grid, readable, typeset
 from toolkit.report.packing import plain
 
-_BUDGET_NAMES = {"epochs": "epochs", "steps": "steps"}
 _NETWORK_NAMES = {"last": "of the last step", "best": "best in validation"}
 
 
@@ -109,7 +108,7 @@ def _controls(budgets: Sequence[str]) -> str:
             for number, (value, text) in enumerate(choices.items())
         )
 
-    shown = {budget: f"as many {_BUDGET_NAMES[budget]}" for budget in budgets}
+    shown = {budget: f"as many {budget}" for budget in budgets}
     return (
         '<form id="choose" hidden>'
         f"<fieldset><legend>Trained for</legend>{options('budget', shown)}</fieldset>"
@@ -117,9 +116,7 @@ def _controls(budgets: Sequence[str]) -> str:
     )
 
 
-def _results(
-    grid: Grid, summaries: Sequence[Summary], budget: str, network: str, published: Published | None
-) -> str:
+def _results(grid: Grid, summaries: Sequence[Summary], budget: str, network: str, published: Published | None) -> str:
     """Verdict, table and curves of one budget and network."""
     figures = []
     for method in grid.methods:
@@ -132,9 +129,8 @@ def _results(
         '<span class="random"><i></i>random subsets, with theirs</span>'
         f'<span class="whole"><i></i>full set</span>{paper}</div>'
     )
-    words = "epochs" if budget == "epochs" else "steps"
     return (
-        f'<h2>As many {words} as on all images, network {_NETWORK_NAMES[network]}</h2>'
+        f"<h2>As many {budget} as on all images, network {_NETWORK_NAMES[network]}</h2>"
         f'<p class="verdict">{html.escape(verdict(summaries, budget, network))}</p>'
         f"{_table(grid, network, published)}"
         '<p class="hint">Below a score: its difference to a random subset of the same size, by seed, and the 95 % '
@@ -151,18 +147,14 @@ def _table(grid: Grid, network: str, published: Published | None) -> str:
     if grid.full is not None:
         score, _ = grid.full.scored(network)
         paper = "" if published is None else f'<small class="paper">printed: {grid.text(published.full)}</small>'
-        inside = '<td class="none">no run is done</td>' if score is None else f"<td>{_score(grid, score)}{paper}</td>"
-        rest = f'<td colspan="{len(grid.methods) - 1}"></td>' if len(grid.methods) > 1 else ""
-        rows.append(f"<tr><th>100 % (full set)</th>{inside}{rest}</tr>")
+        inside = "no run is done" if score is None else f"{_score(grid, score)}{paper}"
+        rows.append(f'<tr><th>100 %, full set</th><td class="whole" colspan="{len(grid.methods)}">{inside}</td></tr>')
     for fraction in grid.fractions:
         name = "its own choice" if fraction is None else f"{100 * fraction:g} %"
-        cells = "".join(
-            _cell(grid, grid.cells.get((method, fraction)), network, published) for method in grid.methods
-        )
+        cells = "".join(_cell(grid, grid.cells.get((method, fraction)), network, published) for method in grid.methods)
         rows.append(f"<tr><th>{name}</th>{cells}</tr>")
-    return (
-        f'<div class="wide"><table><thead><tr><th>kept</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    body = f"<thead><tr><th>kept</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="wide"><table>{body}</table></div>'
 
 
 def _cell(grid: Grid, summary: Summary | None, network: str, published: Published | None) -> str:
@@ -170,7 +162,8 @@ def _cell(grid: Grid, summary: Summary | None, network: str, published: Publishe
         return '<td class="none"></td>'
     score, over = summary.scored(network)
     if score is None:
-        return f'<td class="failed">failed: {html.escape(_short(summary.errors[0]))}</td>' if summary.errors else "<td></td>"
+        why = html.escape(_short(summary.errors[0])) if summary.errors else ""
+        return f'<td class="failed">failed: {why}</td>'
     parts = [_score(grid, score)]
     style = ""
     if over is not None and summary.method not in {RANDOM, FULL}:
@@ -227,27 +220,27 @@ def _costs(grid: Grid) -> str:
     return (
         f'<h2>What it costs</h2><div class="wide" id="costs"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="hint">Seconds are means over seeds, ± standard deviation; training without validation. Choosing counts '
-        "the extraction of features each time, although it is done once for all fractions. Saved: the share of the full "
-        "set's training time.</p>"
+        '<p class="hint">Seconds are means over seeds, ± standard deviation; training without validation. Choosing '
+        "counts the extraction of features each time, although it is done once for all fractions. Saved: the share of "
+        "the full set's training time.</p>"
     )
 
 
 def _seconds(seconds: Estimate | None) -> str:
     if seconds is None or seconds.mean == 0:
-        return "–"
+        return "none"
     spread = "" if seconds.std is None else f" ± {seconds.std:.2g}"
     return f"{seconds.mean:.3g}{spread} s" if seconds.mean < 1000 else f"{seconds.mean:,.0f} s"
 
 
 def _share(share: Estimate | None) -> str:
-    return "" if share is None else f"{100 * share.mean:.1f} %".replace("-", "−")
+    return "" if share is None else typeset(f"{100 * share.mean:.1f} %")
 
 
 def _failures(summaries: Sequence[Summary]) -> str:
     rows = [
-        f"<li><b>{html.escape(readable(s.method))}</b>{'' if s.fraction is None else f' at {100 * s.fraction:g} %'}, as many "
-        f"{s.budget}: {html.escape(error)}</li>"
+        f"<li><b>{html.escape(readable(s.method))}</b>{'' if s.fraction is None else f' at {100 * s.fraction:g} %'}, "
+        f"as many {s.budget}: {html.escape(error)}</li>"
         for s in summaries
         for error in s.errors
     ]
@@ -261,7 +254,9 @@ def _footer(published: Published | None, config: Mapping[str, Any] | None) -> st
         text = json.dumps(plain(dict(config)), indent=1)
         told = f"<details><summary>Configuration</summary><pre>{html.escape(text)}</pre></details>"
     always = ", ".join(ALWAYS)
-    return f"{told}<footer>{source}<p>dataset-pruning-toolkit {toolkit.__version__}; always there: {always}.</p></footer>"
+    return (
+        f"{told}<footer>{source}<p>dataset-pruning-toolkit {toolkit.__version__}; always there: {always}.</p></footer>"
+    )
 
 
 def _short(text: str, most: int = 90) -> str:

@@ -60,9 +60,9 @@ class Results:
     """The table of finished runs in a folder, which one comparison at a time adds rows to.
 
     Rows are lines of `runs.jsonl`, and of `runs.csv` with the same values for people and other tools. A row is on disk
-    when `append` returns. Where it cannot be written whole, as on a full disk, the files are cut back to the rows before
-    it, and the error says so. A line that was cut short by a crash is left out, with a warning, and its run is done
-    again. `runs.csv` is made anew from `runs.jsonl` when the folder is opened.
+    when `append` returns. Where it cannot be written whole, as on a full disk, the files are cut back to the rows
+    before it, and the error says so. A line that was cut short by a crash is left out, with a warning, and its run is
+    done again. `runs.csv` is made anew from `runs.jsonl` when the folder is opened.
 
     While it is open the folder is locked: a second comparison is refused with a `BusyFolderError`. The lock ends with
     the process, however it ends.
@@ -138,7 +138,9 @@ def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
     """
     path = Path(folder) / "runs.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"`folder` must be one that a comparison wrote, got {str(folder)!r} without {path.name}.")
+        raise FileNotFoundError(
+            f"`folder` must be one that a comparison wrote, got {str(folder)!r} without {path.name}."
+        )
     return _rows_of(_whole_lines(path, repair=False))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,9 @@ class Grid:
         scores = [score for method in self.methods for _, score in self.curve(method, network)]
         if not scores:
             return 0.0, 1.0
-        top = max(score.mean if score.high is None else min(score.high, score.mean + (score.std or 0)) for score in scores)
+        top = max(
+            score.mean if score.high is None else min(score.high, score.mean + (score.std or 0)) for score in scores
+        )
         bottom = min(score.mean for score in scores)
         rivals = [score.mean for method in (RANDOM, BALANCED) for _, score in self.curve(method, network)]
         if rivals:
@@ -87,10 +90,20 @@ class Grid:
     def text(self, value: float, *, signed: bool = False) -> str:
         """A score, or a difference of two, as it is shown."""
         number = f"{100 * value:.2f}" if self.is_share else f"{value:.4g}"
-        return f"{'+' if value >= 0 else ''}{number}".replace("-", "−") if signed else number.replace("-", "−")
+        return typeset(f"{'+' if signed and value >= 0 else ''}{number}")
 
     def _of(self, method: str) -> list[tuple[str, float | None]]:
         return [cell for cell in self.cells if cell[0] == method]
+
+
+def typeset(number: str) -> str:
+    """A number with a minus sign for its hyphen.
+
+    Example:
+        >>> typeset("-1.5") == "\N{MINUS SIGN}1.5"
+        True
+    """
+    return number.replace("-", "\N{MINUS SIGN}")
 
 
 def readable(name: str) -> str:
@@ -110,8 +123,6 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
         >>> ticks(0.912, 0.958)
         [0.92, 0.93, 0.94, 0.95]
     """
-    import math
-
     if not high > low:
         return [low]
     rough = (high - low) / most

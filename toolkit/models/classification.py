@@ -141,6 +141,8 @@ class ImageClassifier(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.channels_last = channels_last
         self.label_smoothing = label_smoothing
+        #: What each image's loss counts in the next training step, shape (N,), for callbacks to set; None for 1 each.
+        self.sample_weights: Tensor | None = None
         self._compile = compile
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if channels_last:
@@ -156,8 +158,13 @@ class ImageClassifier(L.LightningModule):
         """Logits (N, num_classes) of normalised images (N, channels, H, W)."""
         return cast("Tensor", self.network(self._in_order(images)))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy of one batch of images (N, channels, H, W) and labels (N,)."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Cross entropy of one batch of images (N, channels, H, W) and labels (N,).
+
+        Returns:
+            `loss`, which `sample_weights` counts in; for callbacks also the `losses` (N,) without them, and the
+            `logits` (N, num_classes).
+        """
         return self._step("train", batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -195,17 +202,20 @@ class ImageClassifier(L.LightningModule):
     def _in_order(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         # Lower precision is for the network; the loss is summed in full.
         logits = self._network_for_steps()(self._in_order(images)).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing if stage == "train" else 0.0)
+        smoothing = self.label_smoothing if stage == "train" else 0.0
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        weights = self.sample_weights if stage == "train" else None
+        loss = losses.mean() if weights is None else (losses * weights).mean()
         accuracy = cast("MulticlassAccuracy", getattr(self, f"{stage}_accuracy"))
         accuracy.update(logits.detach(), labels)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
         self.log(f"{stage}/loss", loss.detach(), sync_dist=True, **options)
         self.log(f"{stage}/accuracy", accuracy, prog_bar=True, **options)
-        return loss
+        return {"loss": loss, "losses": losses.detach(), "logits": logits.detach()}
 
     def _network_for_steps(self) -> Callable[[Tensor], Tensor]:
         """The compiled network where that is wanted and sees every hook, the network itself otherwise."""
