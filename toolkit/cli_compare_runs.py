@@ -271,7 +271,9 @@ def _trained(task: Task, gpu: int | None, folder: Path) -> dict[str, Any]:
         steps = full_steps if run.budget == "steps" else max(1, round(full_steps * length / full_length))
         every = full_length if run.budget == "steps" else length
         options |= {"max_epochs": -1, "max_steps": steps, "check_val_every_n_epoch": None, "val_check_interval": every}
-    best = ModelCheckpoint(folder, "{step}", monitor=settings.monitor, mode=settings.mode, save_weights_only=True)
+    best = ModelCheckpoint(
+        folder / "checkpoints", "{step}", monitor=settings.monitor, mode=settings.mode, save_weights_only=True
+    )
     watch = _Watch(n_train)
     options["callbacks"] += [watch, best]
     if run.method == FULL and task.collects_scores:
@@ -485,6 +487,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 under newer PyTorch
             yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
