@@ -23,7 +23,7 @@ from toolkit.cli_compare_methods import (
     takes_fraction,
     wants_scores,
 )
-from toolkit.cli_compare_runs import Task, choose_all, cpus, threads, train
+from toolkit.cli_compare_runs import Task, check_end, choose_all, cpus, quiet, threads, train
 from toolkit.comparison.page import write_page
 from toolkit.comparison.pictures import plot_comparison
 from toolkit.comparison.plan import FULL, Plan, Run
@@ -49,10 +49,12 @@ def compare(args: Sequence[str] | None = None) -> Path:
     Returns:
         The page.
     """
-    cli = CompareCLI(args)
+    with quiet():
+        cli = CompareCLI(args)
     output = Path(cli.config["output"])
     try:
-        comparison = _Comparison(cli)
+        with quiet():
+            comparison = _Comparison(cli)
         with Results(output) as results:
             comparison.run(results)
     except (BusyFolderError, OSError, ValueError, TypeError) as error:
@@ -85,7 +87,8 @@ class _Comparison:
         )
         self.collects_scores = any(wants_scores(entry) for entry in selectors.values())
         self.n_jobs, self.gpus = _places(cli, self.settings.n_jobs)
-        _, data, _ = cli.parts(self.settings.seeds[0])
+        _, data, options = cli.parts(self.settings.seeds[0])
+        check_end(options)
         data.prepare_data()
         data.setup("fit")
         _check_data(data)

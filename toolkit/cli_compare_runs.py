@@ -127,7 +127,8 @@ def choose_all(tasks: list[Task]) -> None:
             ):
                 continue
             try:
-                choice = _choose(task, gpu)
+                with quiet():
+                    choice = _choose(task, gpu)
             except OSError:
                 raise
             except Exception as error:
@@ -236,7 +237,8 @@ def train(task: Task) -> dict[str, Any]:
     start = time.perf_counter()
     with _place(task) as gpu, tempfile.TemporaryDirectory(dir=task.output, prefix=".run-") as folder:
         try:
-            row |= _trained(task, gpu, Path(folder))
+            with quiet():
+                row |= _trained(task, gpu, Path(folder))
         except Exception as error:
             row |= {"status": FAILED, "error": _reason(error)}
     return row | {"seconds_total": time.perf_counter() - start}
@@ -281,13 +283,12 @@ def _trained(task: Task, gpu: int | None, folder: Path) -> dict[str, Any]:
     options["default_root_dir"] = str(folder)
     trainer = L.Trainer(**_options(options, gpu, checkpoints=True))
     timer = epoch_timer(trainer)
-    with EnergyMeter(gpu) as meter, _quiet():
+    with EnergyMeter(gpu) as meter:
         trainer.fit(model, datamodule=datamodule)
     seconds, joules = sum(timer.seconds), meter.joules if _is_alone(task, gpu) else None
-    with _quiet():
-        row = _scored(trainer, model, datamodule, best, settings)
-        if run.method == FULL:
-            _keep_baseline(trainer, model, task, folder)
+    row = _scored(trainer, model, datamodule, best, settings)
+    if run.method == FULL:
+        _keep_baseline(trainer, model, task, folder)
     full = {} if choice is None or not choice.needs_baseline else json.loads((task.baseline / "facts.json").read_text())
     if choice is not None and joules is not None:
         joules = None if choice.joules is None else joules + choice.joules
@@ -404,7 +405,7 @@ class _Watch(L.Callback):
 @functools.lru_cache(maxsize=2)
 def _command(config: str) -> CompareCLI:
     """The command of a configuration, parsed once in a process."""
-    with _quiet():
+    with quiet():
         return CompareCLI([f"--config={config}"])
 
 
@@ -421,14 +422,18 @@ def _options(options: Mapping[str, Any], gpu: int | None, *, checkpoints: bool =
     return {**options, **quiet, **places}
 
 
+def check_end(options: Mapping[str, Any]) -> None:
+    """Refuse a training without an end."""
+    if options.get("max_epochs") in {None, -1} and options.get("max_steps", -1) in {None, -1}:
+        must = "given, or `trainer.max_steps`, so that training has an end"
+        raise invalid("trainer.max_epochs", must, options.get("max_epochs"))
+
+
 def _steps_of(options: Mapping[str, Any], length: int) -> int:
-    """How many steps the full set's run takes."""
+    """How many steps the full set's run takes, with so many an epoch."""
     epochs, steps = options.get("max_epochs"), options.get("max_steps", -1)
-    by_epochs = None if epochs in {None, -1} else int(epochs) * length
-    limits = [limit for limit in (by_epochs, None if steps in {None, -1} else int(steps)) if limit is not None]
-    if not limits:
-        raise invalid("trainer.max_epochs", "given, or `trainer.max_steps`, so that training has an end", epochs)
-    return min(limits)
+    limits = [] if epochs in {None, -1} else [int(cast("int", epochs)) * length]
+    return min([*limits, *([] if steps in {None, -1} else [int(steps)])])
 
 
 def _selection(kept: Any) -> Selection:
@@ -478,7 +483,7 @@ def _is_alone(task: Task, gpu: int | None) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what Lightning says about every single run."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     before = [logger.level for logger in loggers]

@@ -137,8 +137,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_same(tmp_path):
             if trainer.current_epoch == 3:
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
-    first = Model()
     L.seed_everything(1, verbose=False)
+    first = Model()
     trainer = L.Trainer(callbacks=[InfoBatch(seed=3), Stop()], max_epochs=8, **QUIET)
     trainer.fit(first, datamodule=Data())
     assert first.images() == whole.images()
