@@ -59,7 +59,8 @@ def compare(args: Sequence[str] | None = None) -> Path:
             comparison.run(results)
     except (BusyFolderError, OSError, ValueError, TypeError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # Where a trainer is interrupted, Lightning makes an exit of it.
         sys.exit(f"Stopped. What is done is in {output}; the same command goes on from there.")
     return output / "comparison.html"
 
