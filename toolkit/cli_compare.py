@@ -30,6 +30,7 @@ from toolkit.comparison.plan import FULL, Plan, Run
 from toolkit.comparison.published import Published
 from toolkit.comparison.statistics import summarise_runs, verdict
 from toolkit.comparison.storage import DONE, FAILED, BusyFolderError, Results
+from toolkit.comparison.table import Grid, markdown_table
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
 from toolkit.validation import invalid
 
@@ -139,8 +140,12 @@ class _Comparison:
         plot_comparison(summaries, published=self.published, title=self.title).savefig(picture, dpi=120)
         text = json.dumps({**facts, "summaries": [asdict(summary) for summary in summaries]}, indent=1)
         (self.output / "summary.json").write_text(text + "\n")
+        tables = []
         for budget in self.plan.budgets:
             print(f"\nAs many {budget} as on all images, network of the last step. {verdict(summaries, budget)}")
+            parts = [f"As many {budget}, network of the last step:", markdown_table(Grid.of(summaries, budget))]
+            tables.append("\n\n".join(parts))
+        (self.output / "comparison.md").write_text("\n\n".join(tables) + "\n")
         n_failed = sum(row["status"] == FAILED for row in rows.values())
         if n_failed:
             print(f"\n{n_failed} runs failed; the page and the table say why.")

@@ -124,6 +124,7 @@ def test_seeds_differ_and_a_seed_decides(done, tmp_path):
 def test_files_for_people_and_programs_are_there(done):
     summary = json.loads((done / "summary.json").read_text())
     assert len(summary["summaries"]) == len(summarise_runs(rows_of(done)))
+    assert (done / "comparison.md").read_text().count("| method |") == 2
     assert (done / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (done / "runs.csv").read_text().count("\n") == 1 + len(rows_of(done))
     assert not list(done.glob(".run-*")), "what runs write on the way is gone"

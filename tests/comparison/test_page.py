@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from toolkit.comparison import Published, plot_comparison, summarise_runs, write_page
-from toolkit.comparison.table import Grid, ticks
+from toolkit.comparison.table import Grid, markdown_table, ticks
 
 
 class Balanced(HTMLParser):
@@ -130,3 +130,15 @@ def test_the_picture_has_a_drawing_a_method(both):
     assert [axes.get_title() for axes in figure.axes] == ["random", "balanced", "mine", "fragile", "auto"]
     assert "As many steps" in figure.get_suptitle()
     assert "As many epochs" in plot_comparison(both, budget="epochs", title="Mine").get_suptitle()
+
+
+def test_the_table_for_a_readme_has_a_row_a_method(rows):
+    lines = markdown_table(Grid.of(summarise_runs(rows), "epochs")).splitlines()
+    assert lines[0] == "| method | 90 % kept | 50 % kept | its own choice |"
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| full set: 95.20 ± 0.10 |")
+    mine = next(line for line in lines if line.startswith("| mine |"))
+    assert "92.00 ± 1.10 **(+5.00)**" in mine
+    assert "96.00 ± 1.10 (+0.00)" in mine
+    assert "failed" in next(line for line in lines if line.startswith("| fragile |"))
+    assert "42 % kept" in next(line for line in lines if line.startswith("| auto |"))

@@ -96,6 +96,49 @@ class Grid:
         return [cell for cell in self.cells if cell[0] == method]
 
 
+def markdown_table(grid: Grid, network: str = "last") -> str:
+    """The results as a table in Markdown, a row a method, for a README.
+
+    Cells hold mean and standard deviation, and the difference to a random subset of the same size, in bold where its
+    95 % interval leaves out 0.
+
+    Args:
+        grid: The results of one budget.
+        network: `last` or `best`.
+
+    Example:
+        >>> print(markdown_table(Grid.of([], "epochs")))
+        | method |
+        |---|
+    """
+    heads = ["its own choice" if fraction is None else f"{100 * fraction:g} % kept" for fraction in grid.fractions]
+    lines = ["| " + " | ".join(["method", *heads]) + " |", "|" + "---|" * (len(heads) + 1)]
+    full = None if grid.full is None else grid.full.scored(network)[0]
+    if full is not None:
+        lines.append(f"| full set: {_spread(grid, full)} |" + " |" * len(heads))
+    for method in grid.methods:
+        cells = []
+        for fraction in grid.fractions:
+            summary = grid.cells.get((method, fraction))
+            score, over = (None, None) if summary is None else summary.scored(network)
+            if score is None:
+                cells.append("" if summary is None else "failed")
+                continue
+            kept = ""
+            if fraction is None and summary is not None and summary.kept_fraction is not None:
+                kept = f", {100 * summary.kept_fraction:.3g} % kept"
+            gap = "" if over is None else f" ({grid.text(over.mean, signed=True)})"
+            cells.append(
+                _spread(grid, score) + (f" **{gap.strip()}**" if over is not None and over.sign else gap) + kept
+            )
+        lines.append("| " + " | ".join([readable(method), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _spread(grid: Grid, score: Estimate) -> str:
+    return grid.text(score.mean) + ("" if score.std is None else f" ± {grid.text(score.std)}")
+
+
 def typeset(number: str) -> str:
     """A number with a minus sign for its hyphen.
 

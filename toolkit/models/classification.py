@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from toolkit.models.resnet import build_network
-from toolkit.validation import invalid
+from toolkit.validation import check_choice, invalid
 
 __all__ = ["ImageClassifier", "warmup_cosine"]
+
+#: The modes of `torch.compile`.
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -77,7 +80,9 @@ class ImageClassifier(L.LightningModule):
             prefer on recent GPUs.
         compile: Run the training, validation and test steps through `torch.compile`. Names of parameters stay as they
             are, and calling the module or its network is never compiled, so hooks work; while any layer has a
-            forward hook, the steps run uncompiled too (compiled code would skip hooks that came after it).
+            forward hook, the steps run uncompiled too (compiled code would skip hooks that came after it). The name of
+            one of its modes compiles by that mode, each shape of batch apart: `reduce-overhead` replays a step as one
+            CUDA graph, which small networks on fast GPUs need to be limited by arithmetic.
         label_smoothing: Share of the target spread evenly over all classes, in [0, 1).
 
     Raises:
@@ -107,7 +112,7 @@ class ImageClassifier(L.LightningModule):
         warmup_fraction: float = 0.025,
         warmup_steps: int | None = None,
         channels_last: bool = False,
-        compile: bool = False,
+        compile: bool | str = False,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -126,6 +131,8 @@ class ImageClassifier(L.LightningModule):
                 raise invalid(name, "in [0, 1)", value)
         if warmup_steps is not None and warmup_steps < 0:
             raise invalid("warmup_steps", "at least 0", warmup_steps)
+        if isinstance(compile, str):
+            check_choice("compile", compile, _MODES)
         if not isinstance(network, str | nn.Module):
             raise TypeError(f"`network` must be the name of a network or a torch module, got {network!r}.")
         # Only numbers and strings may go into a checkpoint, or it no longer loads with `weights_only=True`.
@@ -225,7 +232,13 @@ class ImageClassifier(L.LightningModule):
             return self.network
         if self._compiled is None:
             # A function, not a module, so that no parameter is registered, or renamed, a second time.
-            self._compiled = torch.compile(self.network.forward)
+            options: dict[str, Any] = (
+                {"mode": self._compile, "dynamic": False} if isinstance(self._compile, str) else {}
+            )
+            self._compiled = torch.compile(self.network.forward, **options)
+        if isinstance(self._compile, str):
+            # What the last step gave may be written over from here on.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call,unused-ignore]
         return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:
