@@ -87,7 +87,8 @@ class _Choice:
     seconds: float
     joules: float | None
     needs_baseline: bool
-    error: str
+    notes: str = ""
+    error: str = ""
 
     def save(self, path: Path) -> None:
         """Write it so that under its name there is either all of it or nothing."""
@@ -99,6 +100,7 @@ class _Choice:
             seconds=self.seconds,
             joules=math.nan if self.joules is None else self.joules,
             needs_baseline=self.needs_baseline,
+            notes=self.notes,
             error=self.error,
         )
         own.replace(path)
@@ -113,6 +115,7 @@ class _Choice:
                 float(file["seconds"]),
                 None if math.isnan(joules) else joules,
                 bool(file["needs_baseline"]),
+                str(file["notes"]),
                 str(file["error"]),
             )
 
@@ -132,7 +135,7 @@ def choose_all(tasks: list[Task]) -> None:
             except OSError:
                 raise
             except Exception as error:
-                choice = _Choice(np.zeros(0, bool), 0.0, None, False, _reason(error))
+                choice = _Choice(np.zeros(0, bool), 0.0, None, False, error=_reason(error))
             choice.save(task.choice)
 
 
@@ -152,8 +155,7 @@ def _choose(task: Task, gpu: int | None) -> _Choice:
     selector = instantiated({**entry, "init_args": arguments}, Selector)
     if "seed" not in arguments and hasattr(selector, "seed"):
         selector.seed = task.run.seed
-    if hasattr(selector, "progress"):
-        selector.progress = False
+    _silence(selector)
     datamodule = by_class_path("toolkit.datamodules.PrunedDataModule")(inner, selector, cache=False)
     needs_baseline = _supply(datamodule, task, cli)
     trainer = L.Trainer(**_options(options, gpu))
@@ -164,15 +166,27 @@ def _choose(task: Task, gpu: int | None) -> _Choice:
     datamodule.prepare_data()
     datamodule.setup("fit")
     _warm_up(datamodule.evaluation_view(), selector)
-    with EnergyMeter(gpu) as meter:
+    with EnergyMeter(gpu) as meter, warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always", UserWarning)
         seconds_before = _feature_seconds(datamodule, task)
         start = time.perf_counter()
         selection = datamodule.selection
         seconds = time.perf_counter() - start
+    notes = "; ".join(
+        dict.fromkeys(str(warning.message) for warning in noted if issubclass(warning.category, UserWarning))
+    )
     kept = np.zeros(len(selection), bool)
     kept[selection.kept] = True
     joules = meter.joules if _is_alone(task, gpu) else None
-    return _Choice(kept, seconds_before + seconds, joules, needs_baseline, "")
+    return _Choice(kept, seconds_before + seconds, joules, needs_baseline, notes)
+
+
+def _silence(selector: Any) -> None:
+    """Without progress bars, which would write over that of the comparison."""
+    representation = selector.representation() if callable(getattr(selector, "representation", None)) else None
+    for part in (selector, representation):
+        if part is not None and hasattr(part, "progress"):
+            part.progress = False
 
 
 def _warm_up(view: Any, selector: Any) -> None:
@@ -298,6 +312,7 @@ def _trained(task: Task, gpu: int | None, folder: Path) -> dict[str, Any]:
         "kept_fraction": watch.kept_fraction if choice is None else float(choice.kept.mean()),
         "steps": trainer.global_step,
         "images_seen": watch.n_images,
+        "notes": None if choice is None else choice.notes or None,
         "seconds_baseline": full.get("seconds", 0.0),
         "seconds_choosing": 0.0 if choice is None else choice.seconds,
         "seconds_training": seconds,

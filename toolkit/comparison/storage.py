@@ -28,6 +28,7 @@ COLUMNS = (
     "like",
     "status",
     "error",
+    "notes",
     "n_images",
     "n_train",
     "kept_fraction",
