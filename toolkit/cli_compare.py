@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from tqdm.auto import tqdm
 
@@ -23,7 +26,7 @@ from toolkit.cli_compare_methods import (
     takes_fraction,
     wants_scores,
 )
-from toolkit.cli_compare_runs import Task, check_end, choose_all, cpus, quiet, threads, train
+from toolkit.cli_compare_runs import Task, check_end, choose_all, cpus, killed, quiet, threads, train
 from toolkit.comparison.page import write_page
 from toolkit.comparison.pictures import plot_comparison
 from toolkit.comparison.plan import FULL, Plan, Run
@@ -107,6 +110,8 @@ class _Comparison:
             print(f"{len(runs) - len(tasks)} of {len(runs)} runs are in {self.output} already.")
         full = [task for task in tasks if task.run.method == FULL]
         rest = [task for task in tasks if task.run.method != FULL]
+        for folder in self.output.glob(".run-*"):
+            shutil.rmtree(folder)  # of a run that was killed
         bar = tqdm(total=len(tasks), unit="run", desc="comparison", disable=not tasks)
         try:
             with bar:
@@ -191,21 +196,46 @@ class _Comparison:
         needed = ["weights.ckpt", "facts.json", *(["scores"] if self.collects_scores else [])]
         return all((self.output / "baselines" / key / name).exists() for name in needed)
 
-    def _add(self, results: Results, tasks: Iterable[Task], bar: Any) -> None:
-        for row in self._in_parallel(train, list(tasks)):
-            results.append(row)
+    def _add(self, results: Results, tasks: list[Task], bar: Any) -> None:
+        for task, row in self._in_parallel(train, tasks):
+            results.append(killed(task) if row is None else row)
             bar.update()
 
-    def _in_parallel(self, work: Callable[[Any], Any], tasks: list[Any]) -> Iterator[Any]:
-        """The results of some work in the order in which they come."""
+    def _in_parallel(self, work: Callable[[Any], Any], tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Tasks and the results of some work on them, in the order in which they come.
+
+        Where a process is killed, as when memory runs out, those tasks that it may have been at are done one after the
+        other, each in a process of its own, to tell which it was: that one has None for its result. Then all go on.
+        """
         n_jobs = min(self.n_jobs, len(tasks))
         if n_jobs <= 1:
-            yield from map(work, tasks)
+            yield from ((task, work(task)) for task in tasks)
             return
-        with parallel_config(backend="loky", inner_max_num_threads=threads(self.n_jobs)):
-            yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * n_jobs)(
-                delayed(work)(task) for task in tasks
-            )
+        left = dict(enumerate(tasks))
+        while left:
+            waiting, n_ahead = list(left.items()), 2 * n_jobs
+            try:
+                with parallel_config(backend="loky", inner_max_num_threads=threads(self.n_jobs)):
+                    options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
+                    parallel = Parallel(n_jobs=n_jobs, pre_dispatch=n_ahead, **options)
+                    for number, result in parallel(delayed(_numbered)(work, *item) for item in waiting):
+                        yield left.pop(number), result
+            except BrokenProcessPool:
+                for number in list(left)[:n_ahead]:
+                    yield left[number], _alone(work, left.pop(number))
+
+
+def _numbered(work: Callable[[Any], Any], number: int, task: Any) -> tuple[int, Any]:
+    return number, work(task)
+
+
+def _alone(work: Callable[[Any], Any], task: Any) -> Any:
+    """The result of some work in a process of its own; None if that is killed."""
+    with ProcessPoolExecutor(max_workers=1) as executor:
+        try:
+            return executor.submit(work, task).result()
+        except BrokenProcessPool:
+            return None
 
 
 def _places(cli: CompareCLI, n_jobs: int | None) -> tuple[int, int]:

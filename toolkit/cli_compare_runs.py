@@ -237,17 +237,7 @@ def _feature_seconds(datamodule: Any, task: Task) -> float:
 
 def train(task: Task) -> dict[str, Any]:
     """Do a run; what came of it, or why it failed, as a row."""
-    row: dict[str, Any] = {
-        "key": task.key,
-        "method": task.run.method,
-        "fraction": task.run.fraction,
-        "seed": task.run.seed,
-        "budget": task.run.budget,
-        "like": task.run.like,
-        "status": DONE,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": toolkit.__version__,
-    }
+    row = _described(task)
     start = time.perf_counter()
     with _place(task) as gpu, tempfile.TemporaryDirectory(dir=task.output, prefix=".run-") as folder:
         try:
@@ -258,11 +248,34 @@ def train(task: Task) -> dict[str, Any]:
     return row | {"seconds_total": time.perf_counter() - start}
 
 
+def killed(task: Task) -> dict[str, Any]:
+    """The row of a run whose process did not live to make one."""
+    why = "The process was killed, perhaps as memory ran out: try fewer runs at a time (`compare.n_jobs`)."
+    return {**_described(task), "status": FAILED, "error": why}
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """What is known of a run before it begins."""
+    return {
+        "key": task.key,
+        "method": task.run.method,
+        "fraction": task.run.fraction,
+        "seed": task.run.seed,
+        "budget": task.run.budget,
+        "like": task.run.like,
+        "status": DONE,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": toolkit.__version__,
+    }
+
+
 def _trained(task: Task, gpu: int | None, folder: Path) -> dict[str, Any]:
     cli = _command(task.config)
     settings, run = cli.settings, task.run
     choice = None
     if run.method != FULL and not task.is_dynamic:
+        if not task.choice.is_file():
+            raise RuntimeError("Choosing failed: its process was killed, perhaps as memory ran out.")
         choice = _Choice.load(task.choice)
         if choice.error:
             raise RuntimeError(f"Choosing failed: {choice.error}")

@@ -189,6 +189,16 @@ def test_runs_in_parallel_are_the_same(done, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_whose_process_is_killed_is_a_row_that_says_so(tmp_path):
+    deadly = {"class_path": "deadly.Deadly", "init_args": {}}
+    changes = {"seeds": [1], "selectors": {}, "dynamic": {"deadly": deadly}, "budgets": ["epochs"], "n_jobs": 2}
+    compare(tmp_path / "out", changes)
+    status = {row["method"]: row["status"] for row in rows_of(tmp_path / "out")}
+    assert status == {"full": "done", "random": "done", "balanced": "done", "deadly": "failed"}
+    assert "The process was killed" in rows_of(tmp_path / "out", method="deadly")[0]["error"]
+
+
+@pytest.mark.slow
 def test_an_interrupted_comparison_leaves_a_page_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "toolkit.compare", "--config", TINY, "--output", tmp_path / "out"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
