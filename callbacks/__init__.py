@@ -11,5 +11,7 @@ if __name__ != "toolkit.callbacks":
 from .decision_boundary_monitor import DecisionBoundaryMonitor
 from .epoch_time_monitor import EpochTimeMonitor
 from .feature_map_writer import FeatureMapWriter
+from .info_batch import InfoBatch
+from .training_score_writer import TrainingScoreWriter
 
-__all__ = ["DecisionBoundaryMonitor", "EpochTimeMonitor", "FeatureMapWriter"]
+__all__ = ["DecisionBoundaryMonitor", "EpochTimeMonitor", "FeatureMapWriter", "InfoBatch", "TrainingScoreWriter"]

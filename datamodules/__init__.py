@@ -15,6 +15,7 @@ from .cifar import CIFAR10DataModule, CIFAR100DataModule
 from .digits import DigitsDataModule
 from .image_folder import ImageFolderDataModule
 from .pruned import PrunedDataModule
+from .random_each_epoch import RandomEachEpoch
 
 if TYPE_CHECKING:
     from .street_scenes import StreetScenesDataModule
@@ -26,6 +27,7 @@ __all__ = [
     "DigitsDataModule",
     "ImageFolderDataModule",
     "PrunedDataModule",
+    "RandomEachEpoch",
     "StreetScenesDataModule",
     "YOLODataModule",
 ]

@@ -30,7 +30,7 @@ from toolkit.cache import writable_folder
 from toolkit.datasets import ids_of, labels_of
 from toolkit.distributed import on_rank_zero
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
-from toolkit.lightning_views import BATCH_HOOKS, loader_view, training_images
+from toolkit.lightning_views import BATCH_HOOKS, loader_view, rebuilt_loader, training_images
 from toolkit.representations import EvaluationView
 from toolkit.reproducibility import preserved_rng
 from toolkit.selection import Selection, SelectionFileError, Selector
@@ -374,32 +374,12 @@ class PrunedDataModule(L.LightningDataModule):
 
 def _rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], kept: list[int]) -> DataLoader[Any]:
     """The same loader over the images that are kept."""
-    settings: dict[str, Any] = {
-        "num_workers": loader.num_workers,
-        "collate_fn": loader.collate_fn,
-        "pin_memory": loader.pin_memory,
-        "timeout": loader.timeout,
-        "worker_init_fn": loader.worker_init_fn,
-        "multiprocessing_context": loader.multiprocessing_context,
-        "generator": loader.generator,
-        "prefetch_factor": loader.prefetch_factor,
-        "persistent_workers": loader.persistent_workers,
-        "in_order": loader.in_order,
-    }
-    sampler, batch_size, drop_last = loader.sampler, loader.batch_size, loader.drop_last
-    if batch_size is None and loader.batch_sampler is not None:
+    sampler = loader.sampler
+    if loader.batch_size is None and loader.batch_sampler is not None:
         if type(loader.batch_sampler) is not BatchSampler:
             raise _unknown_sampler("batch_sampler", loader.batch_sampler)
         sampler = loader.batch_sampler.sampler
-        batch_size, drop_last = loader.batch_sampler.batch_size, loader.batch_sampler.drop_last
-    settings |= {"sampler": _restricted(sampler, dataset, kept), "batch_size": batch_size, "drop_last": drop_last}
-    try:
-        return type(loader)(dataset, **settings)
-    except TypeError as error:
-        raise MisconfigurationException(
-            f"The training loader must be a DataLoader, or a subclass with the same arguments, to be pruned, got "
-            f"{type(loader).__name__} ({error}). Return a plain DataLoader."
-        ) from error
+    return rebuilt_loader(loader, dataset, _restricted(sampler, dataset, kept))
 
 
 def _restricted(sampler: Any, dataset: Dataset[Any], kept: list[int]) -> Sampler[int]:

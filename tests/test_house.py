@@ -19,6 +19,9 @@ STAGES = ("representations", "neighbors", "similarity", "spectrum", "grouping", 
 MAY_USE_LIGHTNING = (
     "toolkit/cli.py",
     "toolkit/cli_baseline.py",
+    "toolkit/cli_compare.py",
+    "toolkit/cli_compare_methods.py",
+    "toolkit/cli_compare_runs.py",
     "toolkit/lightning_views.py",
     "toolkit/models/classification.py",
     "toolkit/models/yolo.py",
@@ -105,7 +108,7 @@ def test_a_second_name_for_the_folders_is_refused(folder):
 
 
 def test_public_names_exist_and_have_docstrings():
-    packages = ("boundary", "detection", "grouping", "models", "report", "representations", "selection")
+    packages = ("boundary", "comparison", "detection", "grouping", "models", "report", "representations", "selection")
     for module in ("toolkit", *(f"toolkit.{package}" for package in packages)):
         for name in importlib.import_module(module).__all__:
             if not name.startswith("_") and not name.isupper():

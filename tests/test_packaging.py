@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_module_and_config_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {"toolkit/py.typed"}
-    for kind in ("py", "html", "css", "js"):
+    for kind in ("py", "html", "css", "js", "json"):
         expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "toolkit").rglob(f"*.{kind}")}
     for folder in ("callbacks", "datamodules", "configs"):
         for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]:

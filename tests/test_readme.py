@@ -12,7 +12,7 @@ import torch
 from detection_data import write_data
 
 import toolkit
-from toolkit import Selection, cli
+from toolkit import Selection, cli, cli_compare
 from toolkit.datamodules import DigitsDataModule
 from toolkit.models import ImageClassifier, YOLOv5
 
@@ -33,6 +33,7 @@ def examples():
         "watch",
         "paths",
         "auto",
+        "dynamic",
         "detect",
     ]
     assert README.read_text().count("```python") == len(found), "every example is run here"
@@ -75,6 +76,7 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
     assert (tmp_path / "features" / "epoch=0000" / "manifest.json").is_file()
     assert len(names["again"].kept) == 1078
     assert len(names["report"]) == 4
+    assert len(names["hard"].kept) == 674
     assert len(Selection.load("selection").kept) == 1213
     assert len(names["datamodule"].train_dataloader().dataset) == 10
     assert (tmp_path / "trained.pt").is_file()
@@ -93,8 +95,9 @@ def test_commands_name_configs_and_options_that_exist(monkeypatch, tmp_path, cap
     assert set(re.findall(r"`(\w+)`", mentioned)) == {name.removesuffix(".yaml") for name in cli.shipped_configs()}
     for command in commands():
         words = shlex.split(command.split("&& ")[-1])[2:]
-        if words[0] in {f"toolkit.{name}" for name in ("fit", "select", "leaks", "probe", "layers")}:
+        if words[0] in {f"toolkit.{name}" for name in ("fit", "select", "leaks", "probe", "layers", "compare")}:
+            name = words[0].partition(".")[2]
             with pytest.raises(SystemExit) as stop:
-                getattr(cli, words[0].partition(".")[2])([*words[1:], "--print_config"])
+                getattr(cli_compare if name == "compare" else cli, name)([*words[1:], "--print_config"])
             assert stop.value.code == 0, command
     assert "keep_fraction: 0.8" in capsys.readouterr().out

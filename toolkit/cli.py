@@ -105,7 +105,9 @@ class ToolkitCLI(LightningCLI):
     """LightningCLI with a section `baseline`, an option `control`, and config files found by name."""
 
     def __init__(
-        self, args: Sequence[str] | None = None, command: Literal["fit", "select", "leaks", "probe", "layers"] = "fit"
+        self,
+        args: Sequence[str] | None = None,
+        command: Literal["fit", "select", "leaks", "probe", "layers", "compare"] = "fit",
     ) -> None:
         self.command = command
         given = list(sys.argv[1:] if args is None else args)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType, ModuleType
@@ -16,6 +17,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
 
 from toolkit.datasets import evaluation_dataset
 from toolkit.representations import EvaluationView
@@ -95,6 +97,104 @@ def training_images(loader: Any, owner: Any) -> Any:
     if is_overridden("val_dataloader", owner):
         validation = getattr(_first(owner.val_dataloader()), "dataset", None)
     return evaluation_dataset(loader.dataset, validation)
+
+
+def rebuilt_loader(loader: DataLoader[Any], dataset: Dataset[Any], sampler: Sampler[int]) -> DataLoader[Any]:
+    """The same loader over another data set, with another sampler of it.
+
+    Raises:
+        MisconfigurationException: If the loader is of a class that cannot be made from a DataLoader's arguments.
+    """
+    settings: dict[str, Any] = {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "generator": loader.generator,
+        "prefetch_factor": loader.prefetch_factor,
+        "persistent_workers": loader.persistent_workers,
+        "in_order": loader.in_order,
+    }
+    batch_size, drop_last = loader.batch_size, loader.drop_last
+    if batch_size is None and isinstance(loader.batch_sampler, BatchSampler):
+        batch_size, drop_last = loader.batch_sampler.batch_size, loader.batch_sampler.drop_last
+    try:
+        return type(loader)(dataset, sampler=sampler, batch_size=batch_size, drop_last=drop_last, **settings)
+    except TypeError as error:
+        raise MisconfigurationException(
+            f"The training loader must be a DataLoader, or a subclass with the same arguments, to be pruned, got "
+            f"{type(loader).__name__} ({error}). Return a plain DataLoader."
+        ) from error
+
+
+def resampled_loader(loader: Any, sampler: Sampler[int]) -> DataLoader[Any]:
+    """A loader of shuffled images with a sampler that shuffles otherwise.
+
+    Raises:
+        MisconfigurationException: If it is no such loader: one whose images come in their order, with weights or in
+            batches that somebody else puts together must not be shuffled behind their back.
+    """
+    if not isinstance(loader, DataLoader):
+        raise MisconfigurationException(
+            f"The training data must come from one DataLoader, got {type(loader).__name__}."
+        )
+    inner: Any = loader.sampler
+    if loader.batch_size is None and type(loader.batch_sampler) is BatchSampler:
+        inner = loader.batch_sampler.sampler
+    plain = type(inner) is RandomSampler and not inner.replacement and inner._num_samples is None
+    if not plain and not (type(inner) is DistributedSampler and inner.shuffle):
+        raise MisconfigurationException(
+            f"The training loader must shuffle all its images (`shuffle=True`), got one with a {type(inner).__name__}."
+        )
+    return rebuilt_loader(loader, loader.dataset, sampler)
+
+
+def replaced_loader(trainer: L.Trainer, change: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let a trainer's training loader be changed whenever it is made anew; for a callback's `setup`.
+
+    Args:
+        trainer: A trainer whose data comes from a data module, or from the model's own `train_dataloader`.
+        change: What makes the loader to train with from the one that the owner gives.
+
+    Returns:
+        What undoes it; for `teardown`.
+
+    Raises:
+        MisconfigurationException: If the loader was given to `fit` as it is.
+    """
+    owner: Any = next(
+        (
+            candidate
+            for candidate in (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
+            if candidate is not None and is_overridden("train_dataloader", candidate)
+        ),
+        None,
+    )
+    if owner is None:
+        raise MisconfigurationException(
+            "The training images must come from a data module, or from the model's own `train_dataloader`, so that "
+            "their loader can be made anew. Give `fit` a data module."
+        )
+    original, had_own = owner.train_dataloader, "train_dataloader" in vars(owner)
+
+    def train_dataloader() -> Any:
+        return change(original())
+
+    def undo() -> None:
+        if had_own:
+            vars(owner)["train_dataloader"] = original
+        else:
+            vars(owner).pop("train_dataloader", None)
+
+    vars(owner)["train_dataloader"] = train_dataloader
+    return undo
+
+
+def global_seed() -> int:
+    """The seed that `seed_everything` was called with, the same on all processes; 0 if it was not."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def _loader_of(trainer: L.Trainer, split: str) -> Any:

@@ -168,7 +168,7 @@ def test_label_smoothing_is_for_training_only():
     batch = next(iter(tiny_loader()))
     logits = smooth(batch[0])
     loss = functools.partial(nn.functional.cross_entropy, logits, batch[1])
-    torch.testing.assert_close(smooth.training_step(batch, 0), loss(label_smoothing=0.2))
+    torch.testing.assert_close(smooth.training_step(batch, 0)["loss"], loss(label_smoothing=0.2))
     torch.testing.assert_close(smooth._step("val", batch), loss())
 
 
@@ -259,6 +259,15 @@ def test_steps_are_compiled_once_and_names_stay(compiled_calls):
     model(torch.zeros(1, 1, 8, 8))
     model.network(torch.zeros(1, 1, 8, 8))
     assert compiled_calls["called"] == before
+
+
+def test_a_mode_is_handed_on_and_an_unknown_one_refused(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    trainer(max_epochs=1).fit(ImageClassifier(TinyNetwork(), 3, compile="reduce-overhead"), tiny_loader(8))
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
+    with pytest.raises(ValueError, match="`compile` must be one of 'default', 'reduce-overhead'.*got 'fast'"):
+        ImageClassifier(TinyNetwork(), 3, compile="fast")
 
 
 def test_hooks_that_come_and_go_during_training_all_fire(compiled_calls):

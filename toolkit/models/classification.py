@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from toolkit.models.resnet import build_network
-from toolkit.validation import invalid
+from toolkit.validation import check_choice, invalid
 
 __all__ = ["ImageClassifier", "warmup_cosine"]
+
+#: The modes of `torch.compile`.
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -77,7 +80,9 @@ class ImageClassifier(L.LightningModule):
             prefer on recent GPUs.
         compile: Run the training, validation and test steps through `torch.compile`. Names of parameters stay as they
             are, and calling the module or its network is never compiled, so hooks work; while any layer has a
-            forward hook, the steps run uncompiled too (compiled code would skip hooks that came after it).
+            forward hook, the steps run uncompiled too (compiled code would skip hooks that came after it). The name of
+            one of its modes compiles by that mode, each shape of batch apart: `reduce-overhead` replays a step as one
+            CUDA graph, which small networks on fast GPUs need to be limited by arithmetic.
         label_smoothing: Share of the target spread evenly over all classes, in [0, 1).
 
     Raises:
@@ -107,7 +112,7 @@ class ImageClassifier(L.LightningModule):
         warmup_fraction: float = 0.025,
         warmup_steps: int | None = None,
         channels_last: bool = False,
-        compile: bool = False,
+        compile: bool | str = False,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -126,6 +131,8 @@ class ImageClassifier(L.LightningModule):
                 raise invalid(name, "in [0, 1)", value)
         if warmup_steps is not None and warmup_steps < 0:
             raise invalid("warmup_steps", "at least 0", warmup_steps)
+        if isinstance(compile, str):
+            check_choice("compile", compile, _MODES)
         if not isinstance(network, str | nn.Module):
             raise TypeError(f"`network` must be the name of a network or a torch module, got {network!r}.")
         # Only numbers and strings may go into a checkpoint, or it no longer loads with `weights_only=True`.
@@ -141,6 +148,8 @@ class ImageClassifier(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.channels_last = channels_last
         self.label_smoothing = label_smoothing
+        #: What each image's loss counts in the next training step, shape (N,), for callbacks to set; None for 1 each.
+        self.sample_weights: Tensor | None = None
         self._compile = compile
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if channels_last:
@@ -156,8 +165,13 @@ class ImageClassifier(L.LightningModule):
         """Logits (N, num_classes) of normalised images (N, channels, H, W)."""
         return cast("Tensor", self.network(self._in_order(images)))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy of one batch of images (N, channels, H, W) and labels (N,)."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Cross entropy of one batch of images (N, channels, H, W) and labels (N,).
+
+        Returns:
+            `loss`, which `sample_weights` counts in; for callbacks also the `losses` (N,) without them, and the
+            `logits` (N, num_classes).
+        """
         return self._step("train", batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -195,17 +209,20 @@ class ImageClassifier(L.LightningModule):
     def _in_order(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         # Lower precision is for the network; the loss is summed in full.
         logits = self._network_for_steps()(self._in_order(images)).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing if stage == "train" else 0.0)
+        smoothing = self.label_smoothing if stage == "train" else 0.0
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        weights = self.sample_weights if stage == "train" else None
+        loss = losses.mean() if weights is None else (losses * weights).mean()
         accuracy = cast("MulticlassAccuracy", getattr(self, f"{stage}_accuracy"))
         accuracy.update(logits.detach(), labels)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
         self.log(f"{stage}/loss", loss.detach(), sync_dist=True, **options)
         self.log(f"{stage}/accuracy", accuracy, prog_bar=True, **options)
-        return loss
+        return {"loss": loss, "losses": losses.detach(), "logits": logits.detach()}
 
     def _network_for_steps(self) -> Callable[[Tensor], Tensor]:
         """The compiled network where that is wanted and sees every hook, the network itself otherwise."""
@@ -215,7 +232,13 @@ class ImageClassifier(L.LightningModule):
             return self.network
         if self._compiled is None:
             # A function, not a module, so that no parameter is registered, or renamed, a second time.
-            self._compiled = torch.compile(self.network.forward)
+            options: dict[str, Any] = (
+                {"mode": self._compile, "dynamic": False} if isinstance(self._compile, str) else {}
+            )
+            self._compiled = torch.compile(self.network.forward, **options)
+        if isinstance(self._compile, str):
+            # What the last step gave may be written over from here on.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call,unused-ignore]
         return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from toolkit.selection.k_center import KCenterSelector
 from toolkit.selection.labels import Labels
 from toolkit.selection.random import RandomSelector
 from toolkit.selection.result import STATUSES, Selection, SelectionFileError
+from toolkit.selection.score import ScoreSelector
 from toolkit.selection.semantic import SemanticSelector
 from toolkit.selection.semdedup import SemDeDupSelector
 from toolkit.selection.ssim import SSIMSelector
@@ -20,6 +21,7 @@ __all__ = [
     "Labels",
     "RandomSelector",
     "SSIMSelector",
+    "ScoreSelector",
     "Selection",
     "SelectionFileError",
     "Selector",
