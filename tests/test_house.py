@@ -149,7 +149,7 @@ def test_configs_say_only_what_differs_and_name_existing_classes():
     for name, path in cli.shipped_configs().items():
         text = path.read_text()
         assert text.startswith("#"), f"{name} says what it is"
-        for class_path in re.findall(r"class_path: (\S+)", text):
+        for class_path in re.findall(r"class_path: ([\w.]+)", text):
             module, _, attribute = class_path.rpartition(".")
             assert hasattr(importlib.import_module(module), attribute), class_path
 
