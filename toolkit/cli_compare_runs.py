@@ -36,6 +36,7 @@ from toolkit.comparison.energy import EnergyMeter
 from toolkit.comparison.plan import FULL, Run
 from toolkit.comparison.storage import DONE, FAILED
 from toolkit.fingerprint import settings_hash
+from toolkit.representations.base import image_key
 from toolkit.selection import ScoreSelector, Selection, Selector
 from toolkit.selection.recut import Cut
 from toolkit.selection.result import RANDOM as _GONE
@@ -284,22 +285,17 @@ def _trained(task: Task, gpu: int | None, folder: Path) -> dict[str, Any]:
     inner.setup("fit")
     loader: Any = cast("Any", inner).train_dataloader()
     n_train, full_length = len(loader.dataset), len(loader)
-    full_steps = _steps_of(options, full_length)
     datamodule: Any = inner
     if choice is not None:
         datamodule = by_class_path("toolkit.datamodules.PrunedDataModule")(inner, _selection(choice.kept), cache=False)
     elif task.is_dynamic:
         datamodule = _with_dynamic(task, inner, options)
-    changes_length = run.fraction is None and task.is_dynamic
-    if run.budget == "epochs" and changes_length:
-        # Epochs get shorter and longer on the way: they are counted themselves.
-        options |= {"max_epochs": max(1, round(full_steps / full_length)), "max_steps": -1}
+    if run.fraction is None and task.is_dynamic:
+        # Epochs get shorter and longer on the way: a budget of epochs counts them themselves.
+        options |= run_length(options, model, run.budget, full_length, full_length, in_epochs=run.budget == "epochs")
     else:
         datamodule.setup("fit")
-        length = full_length if changes_length else len(datamodule.train_dataloader())
-        steps = full_steps if run.budget == "steps" else max(1, round(full_steps * length / full_length))
-        every = full_length if run.budget == "steps" else length
-        options |= {"max_epochs": -1, "max_steps": steps, "check_val_every_n_epoch": None, "val_check_interval": every}
+        options |= run_length(options, model, run.budget, len(datamodule.train_dataloader()), full_length)
     best = ModelCheckpoint(
         folder / "checkpoints", "{step}", monitor=settings.monitor, mode=settings.mode, save_weights_only=True
     )
@@ -426,7 +422,8 @@ class _Watch(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch."""
-        first = batch[0] if isinstance(batch, (tuple, list)) else batch
+        images = batch.get(image_key(batch)) if isinstance(batch, Mapping) else batch
+        first = images[0] if isinstance(images, (tuple, list)) else images
         self.n_images += len(first) if hasattr(first, "__len__") else 0
 
 
@@ -457,11 +454,57 @@ def check_end(options: Mapping[str, Any]) -> None:
         raise invalid("trainer.max_epochs", must, options.get("max_epochs"))
 
 
-def _steps_of(options: Mapping[str, Any], length: int) -> int:
-    """How many steps the full set's run takes, with so many an epoch."""
+def run_length(
+    options: Mapping[str, Any],
+    model: L.LightningModule,
+    budget: str,
+    length: int,
+    full_length: int,
+    *,
+    in_epochs: bool = False,
+) -> dict[str, Any]:
+    """Trainer options by which a run takes its share of the epochs, or as many steps, and is validated once an epoch.
+
+    Args:
+        options: Those of the full set's run.
+        model: What is trained. One that steps its optimizer itself, which need not be once a batch, is given whole
+            epochs.
+        budget: `epochs` or `steps`.
+        length: Batches in an epoch of this run.
+        full_length: Batches in an epoch on all images.
+        in_epochs: Whether epochs are to be counted in any case.
+    """
+    batches, full_batches = _limited(options, length), _limited(options, full_length)
+    accumulate = int(options.get("accumulate_grad_batches", 1))
+    full_steps = math.ceil(full_batches / accumulate)
     epochs, steps = options.get("max_epochs"), options.get("max_steps", -1)
-    limits = [] if epochs in {None, -1} else [int(cast("int", epochs)) * length]
-    return min([*limits, *([] if steps in {None, -1} else [int(steps)])])
+    validated = int(options.get("check_val_every_n_epoch") or 1)
+    if not model.automatic_optimization:
+        if epochs in {None, -1}:
+            raise invalid("trainer.max_epochs", "given for a model that steps its optimizer itself", epochs)
+        more = full_batches / batches if budget == "steps" else 1.0
+        return {
+            "max_epochs": max(1, round(int(cast("int", epochs)) * more)),
+            "check_val_every_n_epoch": max(1, round(validated * more)),
+        }
+    limits = [] if epochs in {None, -1} else [int(cast("int", epochs)) * full_steps]
+    total = min([*limits, *([] if steps in {None, -1} else [int(steps)])])
+    if in_epochs:
+        return {"max_epochs": max(1, round(total / full_steps)), "max_steps": -1}
+    return {
+        "max_epochs": -1,
+        "max_steps": total if budget == "steps" else max(1, round(total * batches / full_batches)),
+        "check_val_every_n_epoch": None,
+        "val_check_interval": validated * (full_batches if budget == "steps" else batches),
+    }
+
+
+def _limited(options: Mapping[str, Any], length: int) -> int:
+    """Batches of an epoch under the trainer's `limit_train_batches`."""
+    limit = options.get("limit_train_batches")
+    if limit is None:
+        return length
+    return max(1, int(length * limit) if isinstance(limit, float) else min(length, int(limit)))
 
 
 def _selection(kept: Any) -> Selection:
@@ -498,9 +541,10 @@ def _place(task: Task) -> Iterator[int | None]:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            with lock:
-                lock.release()
+            try:
                 yield place % task.gpus
+            finally:
+                lock.release()
             return
         time.sleep(0.1)
 

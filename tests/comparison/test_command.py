@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import yaml
 
 from toolkit import cli_compare
+from toolkit.cli_compare_runs import run_length
 from toolkit.comparison import BusyFolderError, Results, summarise_runs
 from toolkit.comparison.storage import read_rows
 
@@ -256,3 +258,47 @@ def test_errors_are_told_before_anything_is_trained(tmp_path, changes, match):
 def test_metrics_that_are_not_logged_are_told(tmp_path):
     compare(tmp_path / "out", {"seeds": [1], "selectors": {}, "dynamic": {}, "score": "test/speed"})
     assert "`score` must be one of the logged test/loss, test/accuracy" in rows_of(tmp_path / "out")[0]["error"]
+
+
+class Steps(L.LightningModule):
+    def __init__(self, *, automatic=True):
+        super().__init__()
+        self.automatic_optimization = automatic
+
+
+@pytest.mark.parametrize(
+    ("options", "budget", "expected"),
+    [
+        # Ten batches an epoch on all images, four on those that are kept.
+        ({"max_epochs": 5}, "epochs", (20, 4)),
+        ({"max_epochs": 5}, "steps", (50, 10)),
+        ({"max_steps": 25}, "epochs", (10, 4)),
+        ({"max_epochs": 9, "max_steps": 25}, "steps", (25, 10)),
+        # Two batches a step.
+        ({"max_epochs": 5, "accumulate_grad_batches": 2}, "epochs", (10, 4)),
+        ({"max_epochs": 5, "accumulate_grad_batches": 2}, "steps", (25, 10)),
+        ({"max_epochs": 4, "check_val_every_n_epoch": 2}, "epochs", (16, 8)),
+        # Half of the batches.
+        ({"max_epochs": 5, "limit_train_batches": 0.5}, "epochs", (10, 2)),
+        ({"max_epochs": 5, "limit_train_batches": 3}, "steps", (15, 3)),
+    ],
+)
+def test_length_of_a_run(options, budget, expected):
+    length = run_length(options, Steps(), budget, 4, 10)
+    assert (length["max_steps"], length["val_check_interval"]) == expected
+    assert (length["max_epochs"], length["check_val_every_n_epoch"]) == (-1, None)
+
+
+def test_length_of_a_run_whose_model_steps_itself_is_in_epochs():
+    model = Steps(automatic=False)
+    assert run_length({"max_epochs": 6}, model, "epochs", 4, 10) == {"max_epochs": 6, "check_val_every_n_epoch": 1}
+    assert run_length({"max_epochs": 6}, model, "steps", 4, 10) == {"max_epochs": 15, "check_val_every_n_epoch": 2}
+    with pytest.raises(ValueError, match="`trainer.max_epochs` must be given for a model that steps"):
+        run_length({"max_steps": 6}, model, "steps", 4, 10)
+
+
+def test_length_of_a_run_whose_epochs_change_is_in_epochs():
+    assert run_length({"max_steps": 25}, Steps(), "epochs", 10, 10, in_epochs=True) == {
+        "max_epochs": 2,
+        "max_steps": -1,
+    }
