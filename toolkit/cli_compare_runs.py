@@ -422,7 +422,7 @@ class _Watch(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch."""
-        images = batch.get(image_key(batch)) if isinstance(batch, Mapping) else batch
+        images: Any = batch.get(image_key(batch)) if isinstance(batch, Mapping) else batch
         first = images[0] if isinstance(images, (tuple, list)) else images
         self.n_images += len(first) if hasattr(first, "__len__") else 0
 

@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_table_as_it_was(tmp_path, monkeypatch):
     table = PathTable(tmp_path / "t.csv")
     table.append(rows(1))
     before = table.path.read_bytes()
-    monkeypatch.setattr(type(table.path), "open", FullDisk)
+    monkeypatch.setattr(type(table.path), "open", lambda path, *_, **__: FullDisk(path))
     with pytest.raises(OSError, match=r"could not be written whole: the disk may be full"):
         table.append(rows(2))
     monkeypatch.undo()

@@ -293,6 +293,13 @@ def test_checkpoint_state_is_plain(tmp_path):
     assert again.recut is None
 
 
+def test_checkpoint_state_passes_over_what_select_passes_over():
+    state = chosen().state_dict()
+    again = Selection.from_state_dict(state, ["twice"] * 40, [np.zeros((2, 2))] * 40)
+    assert (again.ids, again.labels) == (None, None)
+    np.testing.assert_array_equal(again.kept, chosen().kept)
+
+
 def test_summary_is_a_table():
     text = chosen().summary(["ant", "bee", "cat"])
     assert text.splitlines()[0].split() == ["class", "images", "kept", "removed", "removed", "%"]

@@ -86,12 +86,10 @@ class Candidates:
         names = ids_of(dataset) if ids is None and is_images else ids
         if ids is None and names is not None and len(set(names)) < len(names):
             names = None  # An image that is in the data set twice has no name of its own.
-        try:
-            parsed = None if found is None else Labels.of(found, n_images)
-        except (TypeError, ValueError):
-            if needs_labels or protect_rare or labels is not None:
-                raise
-            parsed = None
+        if found is not None and (needs_labels or protect_rare or labels is not None):
+            parsed: Labels | None = Labels.of(found, n_images)
+        else:
+            parsed = Labels.understood(found, n_images)
         called = None if names is None else tuple(map(str, names))
         wanted, excluded = np.zeros(n_images, dtype=bool), np.zeros(n_images, dtype=bool)
         wanted[_indices("always_keep", always_keep, called, n_images)] = True

@@ -74,6 +74,19 @@ class Labels:
         self.repeats = repeats
 
     @classmethod
+    def understood(cls, labels: Any, n_images: int) -> Labels | None:
+        """The same of what a data set calls its labels; None where that is none, or nothing to choose by, as masks.
+
+        Example:
+            >>> Labels.understood([0.5, 0.7], 2) is None
+            True
+        """
+        try:
+            return None if labels is None else cls.of(labels, n_images)
+        except (TypeError, ValueError):
+            return None
+
+    @classmethod
     def of(cls, labels: Any, n_images: int) -> Labels:
         """Labels from an array, a tensor, or a sequence of numbers, texts, or sequences of them.
 

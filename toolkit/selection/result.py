@@ -364,7 +364,13 @@ class Selection:
     def from_state_dict(
         cls, state: Mapping[str, Any], ids: Sequence[str] | None = None, labels: Any = None
     ) -> Selection:
-        """The selection of a checkpoint; without a merge tree, which checkpoints do not carry."""
+        """The selection of a checkpoint; without a merge tree, which checkpoints do not carry.
+
+        Args:
+            state: What `state_dict` gave.
+            ids: Names of the images, as when they were chosen; passed over where two are the same.
+            labels: Their labels, likewise; passed over where they are none that a selection knows.
+        """
         status, group, representative, distance = (
             state[name].cpu().numpy() for name in ("status", "group", "representative", "distance")
         )
@@ -373,8 +379,8 @@ class Selection:
             group,
             representative,
             distance,
-            ids=None if ids is None else tuple(ids),
-            labels=None if labels is None else Labels.of(labels, len(status)),
+            ids=None if ids is None or len(set(ids)) < len(ids) else tuple(ids),
+            labels=Labels.understood(labels, len(status)),
             config=json.loads(state["config"]),
             fingerprint=state["fingerprint"],
         )
