@@ -42,8 +42,10 @@ from toolkit.selection.recut import Cut
 from toolkit.selection.result import RANDOM as _GONE
 from toolkit.validation import invalid
 
-#: Images that a selector is tried on before it is timed.
-_N_WARM_UP = 256
+#: Images that a selector is tried on, and steps that are trained, before anything is timed.
+_N_IMAGES_BEFORE, _N_STEPS_BEFORE = 256, 3
+#: What this process is warm for.
+_warm: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _choose(task: Task, gpu: int | None) -> _Choice:
     datamodule.trainer = trainer
     datamodule.prepare_data()
     datamodule.setup("fit")
-    _warm_up(datamodule.evaluation_view(), selector)
+    _warm_up_choosing(datamodule.evaluation_view(), selector, task)
     with EnergyMeter(gpu) as meter, warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always", UserWarning)
         seconds_before = _feature_seconds(datamodule, task)
@@ -190,16 +192,38 @@ def _silence(selector: Any) -> None:
             part.progress = False
 
 
-def _warm_up(view: Any, selector: Any) -> None:
+def _is_cold(*what: Any) -> bool:
+    """Whether this process did something for the first time, so that compiling and importing are still to come."""
+    key = settings_hash({"what": list(what)})
+    cold = key not in _warm
+    _warm.add(key)
+    return cold
+
+
+def _warm_up_choosing(view: Any, selector: Any, task: Task) -> None:
     """Choose among a few images first, so that compiling and importing are not taken for choosing."""
+    if not _is_cold("choosing", task.config, task.entry):
+        return
     n_images = len(view.dataset)
-    few = np.linspace(0, n_images - 1, min(n_images, _N_WARM_UP)).astype(int).tolist()
+    few = np.linspace(0, n_images - 1, min(n_images, _N_IMAGES_BEFORE)).astype(int).tolist()
     # What a selector refuses so few images for is no reason not to try it on all.
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         part = copy.copy(view)
         part.dataset = Subset(view.dataset, few)
         selector.select(part)
+
+
+def _warm_up_training(task: Task, gpu: int | None) -> None:
+    """Train for a few steps first, so that a process' first run does not take longer than its others."""
+    if not _is_cold("training", task.config, gpu):
+        return
+    # What goes wrong here goes wrong in the run too, which tells it.
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, inner, options = _command(task.config).parts(task.run.seed)
+        few = {"max_epochs": 1, "max_steps": -1, "limit_train_batches": _N_STEPS_BEFORE, "limit_val_batches": 0}
+        L.Trainer(**_options({**options, **few, "callbacks": []}, gpu)).fit(model, datamodule=inner)
 
 
 def _supply(datamodule: Any, task: Task, cli: CompareCLI) -> bool:
@@ -243,6 +267,7 @@ def train(task: Task) -> dict[str, Any]:
     with _place(task) as gpu, tempfile.TemporaryDirectory(dir=task.output, prefix=".run-") as folder:
         try:
             with quiet():
+                _warm_up_training(task, gpu)
                 row |= _trained(task, gpu, Path(folder))
         except Exception as error:
             row |= {"status": FAILED, "error": _reason(error)}
