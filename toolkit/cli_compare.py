@@ -26,7 +26,7 @@ from toolkit.cli_compare_methods import (
     takes_fraction,
     wants_scores,
 )
-from toolkit.cli_compare_runs import Task, check_end, choose_all, cpus, killed, quiet, threads, train
+from toolkit.cli_compare_runs import Task, check_end, choose_all, killed, quiet, threads, train
 from toolkit.comparison.page import write_page
 from toolkit.comparison.pictures import plot_comparison
 from toolkit.comparison.plan import FULL, Plan, Run
@@ -35,6 +35,7 @@ from toolkit.comparison.statistics import summarise_runs, verdict
 from toolkit.comparison.storage import DONE, FAILED, BusyFolderError, Results
 from toolkit.comparison.table import Grid, markdown_table
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
+from toolkit.processors import n_processors
 from toolkit.validation import invalid
 
 #: Trainer options that change nothing about what is learned, and those that a comparison sets itself.
@@ -247,7 +248,7 @@ def _places(cli: CompareCLI, n_jobs: int | None) -> tuple[int, int]:
         return max(1, gpus), gpus
     if isinstance(n_jobs, bool) or n_jobs == 0 or n_jobs < -1:
         raise invalid("compare.n_jobs", "at least 1, or -1 for as many as there are processors", n_jobs)
-    return (cpus() if n_jobs == -1 else n_jobs), gpus
+    return (n_processors() if n_jobs == -1 else n_jobs), gpus
 
 
 def _check_data(data: Any) -> None:

@@ -36,6 +36,7 @@ from toolkit.comparison.energy import EnergyMeter
 from toolkit.comparison.plan import FULL, Run
 from toolkit.comparison.storage import DONE, FAILED
 from toolkit.fingerprint import settings_hash
+from toolkit.processors import n_processors
 from toolkit.representations.base import image_key
 from toolkit.selection import ScoreSelector, Selection, Selector
 from toolkit.selection.recut import Cut
@@ -540,14 +541,9 @@ def _selection(kept: Any) -> Selection:
     return Selection.from_cut(cut, _GONE, np.zeros(len(kept), bool))
 
 
-def cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads(n_jobs: int) -> int:
     """Threads for each of some runs at a time."""
-    return max(1, cpus() // n_jobs)
+    return max(1, n_processors() // n_jobs)
 
 
 @contextmanager
@@ -600,7 +596,7 @@ def _device_name(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} of {cpus()} processors"
+    return f"{platform.machine()}, {torch.get_num_threads()} of {n_processors()} processors"
 
 
 def _reason(error: Exception) -> str:

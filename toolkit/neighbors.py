@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 
+from toolkit.processors import n_processors
 from toolkit.validation import check_choice, check_vectors, invalid
 
 __all__ = ["METRICS", "NearPairs", "Neighbors", "TooManyPairsError", "near_pairs", "nearest_neighbors"]
@@ -342,8 +342,7 @@ def _matched(ours: _Rows, theirs: _Rows) -> tuple[_Rows, _Rows]:
 
 def _threads() -> int:
     """Threads for the kernels, which leave the interpreter's lock."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, allowed))
+    return min(16, n_processors())
 
 
 def _each(items: Sequence[Any], work: Callable[[Any, int], None], progress: bool = False) -> None:

@@ -9,7 +9,6 @@ are compared by products in float32 first; what these cannot exclude is decided 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 
 from toolkit.distributed import world
 from toolkit.neighbors import Neighbors, _distance, _Rows
+from toolkit.processors import n_processors
 
 __all__ = ["SpanningTree", "glosh_scores", "leaving_distances", "spanning_tree"]
 
@@ -268,8 +268,7 @@ def _readable(matrix: _Any, cosine: bool) -> tuple[_Any, _Floats]:
 
 def _threads() -> int:
     """Threads for the kernels, which leave the interpreter's lock."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, allowed))
+    return min(16, n_processors())
 
 
 @_kernel

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from tqdm.auto import tqdm
 
+from toolkit.processors import n_processors
 from toolkit.validation import check_choice, invalid
 
 __all__ = ["VARIANTS", "pairwise_similarity", "pairwise_ssim", "ssim_of_pairs", "ssim_pairs_above"]
@@ -822,7 +822,7 @@ def _filled(
 
 def _threads() -> int:
     """Threads for the kernels, which leave the interpreter's lock."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return n_processors()
 
 
 def _scaled_lanes(_: Any, target: Any, at: Any, source: Any, start: Any, factor: Any) -> Any:

@@ -9,7 +9,6 @@ a larger t. Memory is bounded by the pairs a round may hold, not by N squared.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from toolkit.processors import n_processors
 from toolkit.validation import check_choice, check_vectors, invalid
 
 __all__ = ["LINKAGES", "METRICS", "MergeTree", "agglomerate", "merge_tree"]
@@ -566,8 +566,7 @@ class _Found:
 
 def _threads() -> int:
     """Threads for the kernels, which leave the interpreter's lock."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, allowed))
+    return min(8, n_processors())
 
 
 def _sweep(rough: _Singles, visit: Callable[[int, _Singles, int, int], None]) -> Iterator[float]:
