@@ -277,6 +277,16 @@ def test_configs_are_found_here_first_then_among_the_shipped():
         cli.resolve_configs(["--config", "nowhere.yaml"])
 
 
+def test_a_config_of_comparisons_names_its_command(tmp_path):
+    for args in (["--config", "digits_compare.yaml"], ["--config=digits_compare.yaml"]):
+        with pytest.raises(SystemExit, match=r"without the section `compare`, which only python -m toolkit\.compare"):
+            cli.fit(args)
+    (tmp_path / "broken.yaml").write_text("compare: [")
+    with pytest.raises(SystemExit) as found:
+        cli.fit(["--config", str(tmp_path / "broken.yaml")])
+    assert found.value.code == 2, "the parser tells what is wrong"
+
+
 def test_an_unwritable_output_is_told_before_any_work():
     Path("file").write_text("")
     with pytest.raises(OSError, match="`output` must be a folder that can be written to, got 'file"):

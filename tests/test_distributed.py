@@ -64,6 +64,7 @@ def test_two_processes_hold_the_subset_that_one_process_chooses(tmp_path):
     assert features == ["features.json", "features.npy"], "one file in the end, not one a rank"
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_two_processes(tmp_path):
     options = ["max_epochs=1", "accelerator=cpu", "devices=2", "strategy=ddp", "logger=false", "default_root_dir=runs"]
     command = [sys.executable, "-m", "toolkit.fit", "--config", "digits_semantic.yaml"]
@@ -75,6 +76,7 @@ def test_the_command_runs_on_two_processes(tmp_path):
     assert done.stdout.count("control (random)") == 1, "one rank reports"
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_stops_all(tmp_path):
     done = run(tmp_path, 2, "broken")
     assert done.returncode != 0

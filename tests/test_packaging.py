@@ -101,4 +101,4 @@ def test_it_runs_in_a_project_with_its_own_callbacks_and_datamodules(wheel, tmp_
         check=False,
     )
     assert shipped.returncode != 0
-    assert "one of the shipped cifar100_semantic.yaml, cifar100_ssim.yaml, cifar10_boundary.yaml, " in shipped.stderr
+    assert "one of the shipped cifar100_compare.yaml, cifar100_semantic.yaml, cifar100_ssim.yaml, " in shipped.stderr

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -112,6 +113,8 @@ class ToolkitCLI(LightningCLI):
         self.command = command
         given = list(sys.argv[1:] if args is None else args)
         resolved = resolve_configs(given)
+        if command != "compare":
+            _refuse_comparisons(resolved, command)
         if args is None:
             # Processes that Lightning starts for a distributed run repeat this command line, maybe in another folder.
             sys.argv[1:] = resolved
@@ -228,6 +231,21 @@ def resolve_configs(args: Sequence[str]) -> list[str]:
             )
         result[target] = f"{flag}={found}" if equals else str(found)
     return result
+
+
+def _refuse_comparisons(args: Sequence[str], command: str) -> None:
+    """Say which command a config with a section `compare` is for."""
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        name = flag.partition("=")[2] or value
+        if flag.partition("=")[0] not in {"--config", "-c"} or not Path(name).is_file():
+            continue
+        # What cannot be read is told by the parser, with its place.
+        with suppress(yaml.YAMLError, UnicodeDecodeError):
+            if "compare" in (yaml.safe_load(Path(name).read_text()) or {}):
+                sys.exit(
+                    f"error: `--config` must be without the section `compare`, which only python -m toolkit.compare "
+                    f"reads, for python -m toolkit.{command}, got {name}."
+                )
 
 
 def fit(args: Sequence[str] | None = None) -> dict[str, Any]:

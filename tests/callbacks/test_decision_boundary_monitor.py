@@ -827,6 +827,7 @@ def on_two(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_find_and_log_what_one_finds(on_two, tmp_path):
     runpy.run_path(str(SCRIPT))["fit"](tmp_path, 1)
     first, second = (json.loads((on_two / f"rank{rank}.json").read_text()) for rank in (0, 1))

@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-pytest.importorskip("ultralytics")
+pytest.importorskip("toolkit.detection.ultralytics_parts", exc_type=ImportError)
 
 from detection_data import write_data
 
@@ -57,6 +57,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 def test_detection_is_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["toolkit"])
     data = write_data(tmp_path / "data", n_train=16, n_test=3)

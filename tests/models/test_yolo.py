@@ -387,6 +387,7 @@ def test_loaders_that_do_not_tell_batches_are_refused():
         trainer(max_epochs=1).fit(tiny(), loader(Endless()))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_on_their_batches_together(tmp_path):
     script = Path(__file__).parent.parent / "scripts" / "ddp_yolo.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
