@@ -34,6 +34,7 @@ from toolkit.comparison.published import Published
 from toolkit.comparison.statistics import summarise_runs, verdict
 from toolkit.comparison.storage import DONE, FAILED, BusyFolderError, Results
 from toolkit.comparison.table import Grid, markdown_table
+from toolkit.files import write_whole
 from toolkit.fingerprint import dataset_fingerprint, settings_hash
 from toolkit.processors import n_processors
 from toolkit.validation import invalid
@@ -145,13 +146,13 @@ class _Comparison:
         picture = self.output / "comparison.png"
         plot_comparison(summaries, published=self.published, title=self.title).savefig(picture, dpi=120)
         text = json.dumps({**facts, "summaries": [asdict(summary) for summary in summaries]}, indent=1)
-        (self.output / "summary.json").write_text(text + "\n")
+        write_whole(self.output / "summary.json", [text, "\n"])
         tables = []
         for budget in self.plan.budgets:
             print(f"\nAs many {budget} as on all images, network of the last step. {verdict(summaries, budget)}")
             parts = [f"As many {budget}, network of the last step:", markdown_table(Grid.of(summaries, budget))]
             tables.append("\n\n".join(parts))
-        (self.output / "comparison.md").write_text("\n\n".join(tables) + "\n")
+        write_whole(self.output / "comparison.md", ["\n\n".join(tables), "\n"])
         n_failed = sum(row["status"] == FAILED for row in rows.values())
         if n_failed:
             print(f"\n{n_failed} runs failed; the page and the table say why.")

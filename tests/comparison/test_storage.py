@@ -117,15 +117,15 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
 
 
 def test_nothing_is_left_of_a_page_that_could_not_be_written(tmp_path, monkeypatch):
-    from toolkit.comparison.storage import write_file
+    from toolkit.files import write_whole
 
-    path = write_file(tmp_path / "page.html", "old")
+    path = write_whole(tmp_path / "page.html", ["old"])
 
     def full(file):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_file(path, "new")
+        write_whole(path, ["new"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
     assert path.read_text() == "old"

@@ -14,8 +14,8 @@ from toolkit.comparison.charts import score_chart, time_chart
 from toolkit.comparison.plan import ALWAYS, BUDGETS, FULL, RANDOM
 from toolkit.comparison.published import Published
 from toolkit.comparison.statistics import NETWORKS, Estimate, Summary, verdict
-from toolkit.comparison.storage import write_file
 from toolkit.comparison.table import Grid, readable, typeset
+from toolkit.files import write_whole
 from toolkit.report.packing import plain
 
 _NETWORK_NAMES = {"last": "of the last step", "best": "best in validation"}
@@ -79,7 +79,7 @@ def write_page(
         f"{_footer(published, config)}\n"
         f'<script>\n"use strict";\n(() => {{\n{_asset("page.js")}}})();\n</script>\n</body>\n</html>\n'
     )
-    return write_file(Path(path), text)
+    return write_whole(Path(path), [text])
 
 
 def _asset(name: str) -> str:

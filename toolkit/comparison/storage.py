@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from toolkit.cache import check_writable
+from toolkit.files import write_whole
 from toolkit.report.packing import plain
 
 #: What is known of a run, in the order of the table's columns.
@@ -103,7 +104,7 @@ class Results:
             lines = _whole_lines(self.folder / "runs.jsonl", repair=True)
             self.rows = _rows_of(lines)
             text = _csv_text([*COLUMNS]) + "".join(_csv_text(_cells(json.loads(line))) for line in lines)
-            _replace(self.folder / "runs.csv", text)
+            write_whole(self.folder / "runs.csv", [text])
         except BaseException:
             self._lock.release()
             raise
@@ -143,12 +144,6 @@ def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
             f"`folder` must be one that a comparison wrote, got {str(folder)!r} without {path.name}."
         )
     return _rows_of(_whole_lines(path, repair=False))
-
-
-def write_file(path: Path, text: str) -> Path:
-    """Write a file so that under its name there is either all of it or what was there before."""
-    _replace(path, text)
-    return path
 
 
 def _whole_lines(path: Path, *, repair: bool) -> list[str]:
@@ -197,16 +192,3 @@ def _append(path: Path, text: str) -> None:
         ) from error
     finally:
         os.close(file)
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

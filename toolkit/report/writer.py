@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 import toolkit
 from toolkit.drawing import NOTHING, NOTHING_COLOR, class_color, label_text
+from toolkit.files import write_whole
 from toolkit.frames import videos_of
 from toolkit.insight import influential_pairs, most_isolated
 from toolkit.report.packing import array_element, json_text, narrowest, plain, text_element
@@ -137,7 +137,8 @@ def write_report(
     sheets = make_sheets(dataset, shown, max(left, _LEAST_SHEET_BYTES), progress=progress)
     page.add_sheets(sheets)
     page.add_boxes(sheets.boxes, class_names)
-    _write(path, page.parts())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page.parts())
     return path
 
 
@@ -400,19 +401,3 @@ def check_place(path: Path) -> None:
             start = file.read(2048)
         if f'<meta name="generator" content="{GENERATOR}">'.encode() not in start:
             raise invalid("path", "a new file or a report to replace", f"{str(path)!r}, which is another kind of file")
-
-
-def _write(path: Path, parts: Iterator[str]) -> None:
-    """Write a file so that under its name there is either all of it or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
