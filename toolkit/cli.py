@@ -40,6 +40,7 @@ from toolkit.leakage import leaks_between
 from toolkit.lightning_views import evaluation_view_of
 from toolkit.report.writer import check_place
 from toolkit.representations.feature_map import find_layer
+from toolkit.representations.image_batches import remembered_vectors
 from toolkit.representations.layer_table import LayerRow, layer_table
 from toolkit.selection import Selection
 from toolkit.selection.result import check_selection_folder
@@ -289,9 +290,10 @@ def select(args: Sequence[str] | None = None) -> Selection:
     # What is in the way is told now, not after a baseline was trained.
     check_selection_folder(output)
     check_place(output / "report.html")
-    runs = _prepare(cli, output)
-    selection = cast("Selection", datamodule.selection)
-    report_selection(datamodule, selection, runs, output, output, projection=cli.config["projection"])
+    with remembered_vectors():
+        runs = _prepare(cli, output)
+        selection = cast("Selection", datamodule.selection)
+        report_selection(datamodule, selection, runs, output, output, projection=cli.config["projection"])
     return selection
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,25 @@ INVARIANCES = ("brightness", "shift", "flip", "contrast")
 
 #: Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
-#: Vectors above this many bytes are gathered from several processes in a file.
+#: Vectors above this many bytes are gathered from several processes in a file, and are not remembered.
 _MEMORY_LIMIT = 1 << 30
+#: Within `remembered_vectors`, the vectors that were computed last, by what they are of; None elsewhere.
+_remembered: dict[tuple[str, str], Vectors] | None = None
+
+
+@contextmanager
+def remembered_vectors() -> Iterator[None]:
+    """Within it, an image representation that is asked for the same vectors again gives those that it gave last.
+
+    They are read-only there, at most 1 GiB, and forgotten at the end. For a job whose steps all ask for the vectors of
+    one data set, as choosing, pictures and page do.
+    """
+    global _remembered
+    before, _remembered = _remembered, {}
+    try:
+        yield
+    finally:
+        _remembered = before
 
 
 class ImageVectors(ABC):
@@ -99,6 +117,20 @@ class ImageVectors(ABC):
                 `resize`, or if pixels are NaN, infinite, negative or above 1 (the error gives the image).
             TypeError: If the pixels are neither uint8, uint16, boolean nor floating-point numbers.
         """
+        if _remembered is None:
+            return self._all(dataset)
+        key = (self.fingerprint(), EvaluationView.of(dataset).fingerprint())
+        if key not in _remembered:
+            _remembered.clear()
+            vectors = self._all(dataset)
+            if vectors.nbytes > _MEMORY_LIMIT:
+                return vectors
+            vectors.flags.writeable = False
+            _remembered[key] = vectors
+        return _remembered[key]
+
+    def _all(self, dataset: Any) -> Vectors:
+        """The vectors of all images, computed."""
         source = dataset.dataset if isinstance(dataset, EvaluationView) else dataset
         if isinstance(source, (np.ndarray, Tensor)):
             _check_array(source)

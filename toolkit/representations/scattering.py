@@ -188,6 +188,9 @@ class WaveletScattering(ImageVectors):
             ValueError: If there are no images, or for images as described for the class.
             TypeError: If the pixels are neither uint8, uint16, boolean nor floating-point numbers.
         """
+        return super().vectors(dataset)
+
+    def _all(self, dataset: Any) -> Vectors:
         # Every process of a distributed run has all rows here, and whitens them alike.
         raw = self._raw(dataset)
         return self._whitening_of(raw).apply(raw, self._has("contrast"))
@@ -230,7 +233,7 @@ class WaveletScattering(ImageVectors):
 
     def _raw(self, dataset: Any) -> _Floats:
         """The vectors before centring and whitening; the caller may overwrite them."""
-        raw: _Floats = super().vectors(dataset)
+        raw: _Floats = super()._all(dataset)
         return raw if raw.flags.writeable else raw.copy()
 
     def _whitening_of(self, raw: Any) -> _Whitening:
