@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from toolkit.distributed import world
 from toolkit.grouping.linkage import _kernel
 from toolkit.representations import Representation, Vectors
-from toolkit.selection.ranked import RankedSelector
+from toolkit.selection.ranked import OrderedSelector
 
 #: Axes along which distances are first bounded, and points that they come from.
 _AXES = 15
@@ -23,7 +23,7 @@ _CHUNK_ELEMENTS = 1 << 22
 _STEP = 512
 
 
-class KCenterSelector(RankedSelector):
+class KCenterSelector(OrderedSelector):
     """Keep the images that greedy k-centre picks: each time the one farthest from all picked before.
 
     The first is the image nearest to the mean of all; then, with m(x) the distance of image x to the nearest picked

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from toolkit.selection.base import BaseSelector, fingerprint_of
-from toolkit.selection.budget import of_each
-from toolkit.selection.recut import Ranking
+from toolkit.selection.ranked import checked_ranking
 from toolkit.selection.result import RANDOM, Selection
 from toolkit.validation import check_choice, check_fraction, fraction_of, invalid
 
@@ -97,27 +96,14 @@ class RandomSelector(BaseSelector):
         self.check()
         if dataset is None:
             raise invalid("dataset", "a data set", None)
-        needs = self.balance is not None
-        candidates = self._candidates(dataset, labels, ids, needs_labels=needs)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=self.balance is not None)
         n_kept = (
             self.n_images if self.n_images is not None else fraction_of(self.keep_fraction or 0, candidates.n_images)
         )
         if not n_kept <= candidates.n_images:
             raise invalid("n_images", f"from 1 to the {candidates.n_images} images", n_kept)
-        candidates.check_budget(n_kept)
-        if self.balance == "label" and candidates.labels is None:
-            raise ValueError(
-                "`labels` must be given where balance='label', got None and a data set that has none. Pass `labels`, "
-                "give the data set an attribute `targets`, or leave `balance` out."
-            )
-        balanced = self.balance == "label" and candidates.labels is not None
-        codes = candidates.labels.codes if balanced and candidates.labels else np.zeros(candidates.n_images, np.int64)
         order = np.random.default_rng(self.seed).permutation(candidates.n_images)
-        ranking = Ranking(order, codes, np.bincount(codes), candidates.preferred, candidates.excluded)
-        if n_kept < ranking.min_kept():
-            each, least = of_each(candidates.labels), ranking.min_kept()
-            must = f"enough for one image of each {each} and those always kept ({least} images) where balance='label' "
-            raise invalid("keep_fraction", must + "(balance=None needs none of each)", n_kept)
+        ranking = checked_ranking(order, candidates, n_kept, self.balance)
         return Selection.from_cut(
             ranking.cut(n_kept),
             RANDOM,

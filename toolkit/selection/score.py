@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.fingerprint import content_hash, settings_hash
-from toolkit.selection.base import BaseSelector, Candidates, fingerprint_of
-from toolkit.selection.recut import Ranking
+from toolkit.selection.base import BaseSelector, fingerprint_of
+from toolkit.selection.ranked import checked_ranking
 from toolkit.selection.result import REDUNDANT, Selection
 from toolkit.training_scores import SCORE_NAMES, load_scores
 from toolkit.validation import check_choice, check_fraction, fraction_of, invalid
@@ -38,6 +38,12 @@ class ScoreSelector(BaseSelector):
         balance: `label` keeps each class its share (largest remainder) and needs labels; None ignores labels.
         always_keep: Ids (or indices, where images have no file) of images that stay.
         always_remove: Ids of images that go.
+        protect_rare: Images stay that hold a class with at most so many occurrences in the data set: boxes, or images
+            where each has one label. 0 for none; needs labels. They are part of the budget; `always_remove` wins.
+        temporal_gap: Of so many consecutive frames of a video at least one stays, at this and any later budget. For
+            that the fewest frames that do are kept in any case, one in `temporal_gap`, as part of the budget. A video
+            is the images of one folder whose names differ only in the number they end in, in its order; where they end
+            in none, those of the folder in the data set's order; where they have none, all images. None for no bound.
         seed: Of the order of equal scores.
 
     Raises:
@@ -76,6 +82,8 @@ class ScoreSelector(BaseSelector):
         balance: str | None = None,
         always_keep: Sequence[str | int] = (),
         always_remove: Sequence[str | int] = (),
+        protect_rare: int = 0,
+        temporal_gap: int | None = None,
         seed: int = 0,
     ) -> None:
         self.scores = scores
@@ -86,10 +94,13 @@ class ScoreSelector(BaseSelector):
         self.balance = balance
         self.always_keep = always_keep
         self.always_remove = always_remove
+        self.protect_rare = protect_rare
+        self.temporal_gap = temporal_gap
         self.seed = seed
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""
+        super().check()
         check_fraction("keep_fraction", cast("float", self.keep_fraction))
         check_choice("score", self.score, SCORE_NAMES)
         check_choice("keep", self.keep, _KEEPS)
@@ -128,18 +139,9 @@ class ScoreSelector(BaseSelector):
                 "`scores` must be those of the data set's own images, got a folder of scores of other images (their "
                 "fingerprint is another)."
             )
-        needs = self.balance is not None
-        candidates = Candidates.of(dataset, labels, ids, self.always_keep, self.always_remove, needs_labels=needs)
+        candidates = self._candidates(dataset, labels, ids, needs_labels=self.balance is not None)
         n_kept = fraction_of(cast("float", self.keep_fraction), candidates.n_images)
-        candidates.check_budget(n_kept)
-        if needs and candidates.labels is None:
-            raise ValueError("`labels` must be given where balance='label', got None and a data set that has none.")
-        codes = np.zeros(candidates.n_images, np.int64)
-        if needs and candidates.labels is not None:
-            codes = candidates.labels.codes
-        ranking = Ranking(self._order(values), codes, np.bincount(codes), candidates.preferred, candidates.excluded)
-        if n_kept < ranking.min_kept():
-            raise invalid("keep_fraction", f"enough for one image of each class ({ranking.min_kept()} images)", n_kept)
+        ranking = checked_ranking(self._order(values), candidates, n_kept, self.balance)
         return Selection.from_cut(
             ranking.cut(n_kept),
             REDUNDANT,

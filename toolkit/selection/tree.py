@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ _MARGIN = 1.15
 _LEAST_PAIRS = 500
 
 
-class TreeSelector(BudgetedSelector):
+class TreeSelector(BudgetedSelector, ABC):
     """Merges alike images into groups until a budget is met, and keeps one image of each group.
 
     A subclass says which vectors, metric, linkage and rule for representatives to use; its documentation tells the
@@ -59,9 +60,9 @@ class TreeSelector(BudgetedSelector):
     num_points: int = 17
     verify: bool = False
 
+    @abstractmethod
     def representation(self) -> Representation:
         """What turns images into vectors for this selector."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Refuse settings that are out of range, before any work."""

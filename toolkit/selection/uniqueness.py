@@ -13,7 +13,7 @@ from toolkit.grouping.linkage import _kernel
 from toolkit.neighbors import near_pairs, nearest_neighbors
 from toolkit.representations import Representation, Vectors
 from toolkit.selection.base import Candidates
-from toolkit.selection.ranked import RankedSelector
+from toolkit.selection.ranked import OrderedSelector
 from toolkit.selection.recut import Cut, Recut, by_first
 from toolkit.selection.tree import rows_of
 from toolkit.validation import fraction_of
@@ -24,7 +24,7 @@ _WEIGHTS = (0.6, 0.3, 0.1)
 _GROWTH = 1.5
 
 
-class UniquenessSelector(RankedSelector):
+class UniquenessSelector(OrderedSelector):
     """Keep the images that are farthest from their three nearest neighbours, as FiftyOne's uniqueness orders them.
 
     With d1 <= d2 <= d3 the distances of an image to its nearest neighbours, its uniqueness is
