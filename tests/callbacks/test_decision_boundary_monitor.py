@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import random
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -17,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from processes import run_script
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -815,15 +813,7 @@ def test_what_was_left_to_say_is_said_once(tmp_path, caplog):
 def on_two(tmp_path_factory):
     """The folder of a run on two processes, and of another in which one of them fails."""
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, folder],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(SCRIPT, folder)
     return folder
 
 

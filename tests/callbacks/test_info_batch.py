@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -9,6 +6,7 @@ import pytest
 import torch
 from dynamic_models import QUIET, Data, Model, Plain
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from processes import run_script
 from torch.utils.data import DataLoader
 
 from toolkit.callbacks import InfoBatch
@@ -153,15 +151,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_leave_out_the_same_images_and_take_as_many_steps(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "2", "info_batch"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(SCRIPT, tmp_path, "2", "info_batch")
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["steps"] == second["steps"]
     assert first["losses"] == second["losses"]

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -9,6 +6,7 @@ import numpy as np
 import pytest
 from dynamic_models import QUIET, Data, Model, Plain
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from processes import run_script
 
 from toolkit import ScoreSelector
 from toolkit.callbacks import TrainingScoreWriter
@@ -91,15 +89,7 @@ def test_data_is_left_as_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_count_all_images(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "2", "scores"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(SCRIPT, tmp_path, "2", "scores")
     el2n, _ = load_scores(tmp_path / "scores", "el2n")
     assert len(el2n) == 24
     assert np.isfinite(el2n).all()

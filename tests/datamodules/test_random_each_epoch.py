@@ -1,13 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
 from dynamic_models import QUIET, Data, Model
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from processes import run_script
 
 from toolkit.datamodules import DigitsDataModule, RandomEachEpoch
 
@@ -57,15 +55,7 @@ def test_everything_else_is_the_inner_modules():
 
 @pytest.mark.slow
 def test_two_processes_share_one_subset(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "2", "random"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(SCRIPT, tmp_path, "2", "random")
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     for a, b in zip(first["images"], second["images"], strict=True):
         assert (len(a), len(b), len(set(a) | set(b))) == (6, 6, 12)

@@ -3,10 +3,8 @@
 import copy
 import json
 import math
-import os
 import pickle
 import random
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +19,7 @@ from detection_data import NAMES, write_data
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from processes import run_script
 from torch import nn
 
 # Through the toolkit, which puts back what importing ultralytics changes.
@@ -390,11 +389,7 @@ def test_loaders_that_do_not_tell_batches_are_refused():
 @pytest.mark.slow
 def test_two_processes_train_as_one_on_their_batches_together(tmp_path):
     script = Path(__file__).parent.parent / "scripts" / "ddp_yolo.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, env=environment, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(script, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["sums"] == second["sums"], "weights and statistics are the same everywhere"
     assert {k: str(v) for k, v in first["metrics"].items()} == {k: str(v) for k, v in second["metrics"].items()}
